@@ -1,0 +1,46 @@
+# `make help` lists the targets. A machine with Python and make is enough.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup demo test test-all readme docs lab bench clean
+
+help:            ## this list
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(STAMP)  ## .venv with everything installed (uv is fetched into it first)
+
+$(STAMP): settings.ini pyproject.toml setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	touch $@
+
+demo: setup      ## phantom exams as DICOM, a density model trained on them, its evaluation
+	$(BIN)/mammography demo --outdir outputs/demo
+
+test: setup      ## every notebook's tests, then pytest
+	$(BIN)/python tests/notebooks.py
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-all: setup  ## the same with what takes longer
+	$(BIN)/python tests/notebooks.py --slow
+	$(BIN)/python -m pytest -q -m "not gpu"
+
+bench: setup     ## speed as ratios in one run
+	for f in tests/benchmarks/bench_*.py; do $(BIN)/python $$f || exit 1; done
+
+readme: setup    ## README.md from nbs/index.ipynb
+	$(BIN)/python nbs/_tools/readme.py
+
+docs: setup      ## the site: Quarto where it is installed, plain HTML of the same pages where not
+	$(BIN)/python nbs/_tools/docs.py
+
+lab: setup       ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab nbs/
+
+clean:           ## remove what can be made again; outputs/ stays
+	rm -rf build _docs _proc dist *.egg-info .pytest_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
