@@ -22,21 +22,21 @@ demo: setup      ## phantom exams as DICOM, a density model trained on them, its
 	$(BIN)/mammography demo --outdir outputs/demo
 
 test: setup      ## every notebook's tests, then pytest
-	$(BIN)/python tests/notebooks.py
+	$(BIN)/python tools/notebooks.py
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"
 
 test-all: setup  ## the same with what takes longer
-	$(BIN)/python tests/notebooks.py --slow
+	$(BIN)/python tools/notebooks.py --slow
 	$(BIN)/python -m pytest -q -m "not gpu"
 
 bench: setup     ## speed as ratios in one run
 	for f in tests/benchmarks/bench_*.py; do $(BIN)/python $$f || exit 1; done
 
 readme: setup    ## README.md from nbs/index.ipynb
-	$(BIN)/python nbs/_tools/readme.py
+	$(BIN)/python tools/readme.py
 
 docs: setup      ## the site: Quarto where it is installed, plain HTML of the same pages where not
-	$(BIN)/python nbs/_tools/docs.py
+	$(BIN)/python tools/docs.py
 
 lab: setup       ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs/

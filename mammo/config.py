@@ -35,8 +35,9 @@ class ImageConfig:
     img_size: int = 512                                       # Side of the square input, pixels
     fit: Literal['pad', 'stretch'] = 'pad'                    # pad keeps the aspect; stretch is the seed's plain resize
     region: Literal['breast', 'full'] = 'breast'              # breast crops to the breast and clears the background; full keeps the picture
+    stretch: bool = False                                     # Spread the breast's own grey values over the whole scale
     store_bits: Literal[8, 16] = 8                            # Bits a pixel in the store
-    voi: str = 'auto'                                         # Window function: auto linear linear_exact sigmoid none
+    voi: str = 'auto'                                         # How stored values become grey: auto lut window linear linear_exact sigmoid percentile
     cache_mode: Literal['none', 'memory', 'disk'] = 'disk'    # Where decoded images are kept
     cache_dir: Path | None = None                             # The pixel store; default: cache/ beside --outdir's runs, shared by all of them
     augment: bool = True                                      # Flip, rotation of 15 degrees, brightness and contrast in training

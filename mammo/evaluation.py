@@ -11,6 +11,7 @@ import pandas as pd
 
 from .core import DataError, Task
 from .metrics import evaluate, format_metrics
+from .objectives import Objective
 from .runs import RunDir
 from .training import Answers, Learner
 
@@ -23,7 +24,7 @@ ROLE_NOTES = {
 
 # %% ../nbs/33_evaluation.ipynb #1d77d197
 def prediction_table(task: Task,
-                     objective,                  # Its `decode` turns probabilities into labels
+                     objective: Objective,       # Its `decode` turns probabilities into labels
                      probs: np.ndarray,          # (N, K)
                      rows: pd.DataFrame,         # Manifest rows of the same images in the same order
                      known: bool = True,         # Whether `target` is to be shown as `true_label`
@@ -31,7 +32,7 @@ def prediction_table(task: Task,
     "Predictions of a multiclass or multilabel task as a table; probabilities rounded to 6 digits."
     if len(probs) != len(rows): raise DataError(f'{len(probs)} predictions for {len(rows)} images')
     out = pd.DataFrame({'sample_id': rows['sample_id'].to_numpy()})
-    decoded = _decode(objective, probs)
+    decoded = objective.decode(probs)
     if task.kind == 'multiclass':
         if known: out['true_label'] = [task.labels[int(t)] for t in rows['target']]
         out['pred_label'] = [task.labels[int(i)] for i in decoded]
@@ -43,16 +44,11 @@ def prediction_table(task: Task,
     keys = [c for c in ('patient_key', 'exam_id', 'laterality', 'view') if c in rows]
     return pd.concat([out, rows[keys].reset_index(drop=True)], axis=1)
 
-# %% ../nbs/33_evaluation.ipynb #d29e0efc
-def _decode(objective, probs: np.ndarray) -> np.ndarray:
-    import torch
-    return objective.decode(torch.as_tensor(np.asarray(probs))).numpy()
-
 # %% ../nbs/33_evaluation.ipynb #14bbf097
-def score(task: Task, objective, answers: Answers, rows: pd.DataFrame, role: str, n_boot: int = 2000, seed: int = 0) -> dict:
+def score(task: Task, objective: Objective, answers: Answers, rows: pd.DataFrame, role: str, n_boot: int = 2000, seed: int = 0) -> dict:
     "Every metric of a role, with n, intervals over patients and the role's note."
     groups = rows['patient_key'].to_numpy() if 'patient_key' in rows else None
-    result = evaluate(task, answers.target, answers.probs, groups, n_boot=n_boot, seed=seed, decoded=_decode(objective, answers.probs))
+    result = evaluate(task, answers.target, answers.probs, groups, n_boot=n_boot, seed=seed, decoded=objective.decode(answers.probs))
     return {'role': role, 'note': ROLE_NOTES.get(role, '')} | result | {'loss': answers.loss}
 
 # %% ../nbs/33_evaluation.ipynb #762ccd25

@@ -226,14 +226,14 @@ def fit(learner: Learner,
             clock, epoch = time.perf_counter(), progress.epochs
             moved = train_epoch(learner, train_loader, optimizer, optim, epoch, cfg.seed, bar, progress.factor)
             answers = ask(learner, val_loader)
-            metrics = quick_metrics(learner.task, answers.target, answers.probs)
+            metrics = quick_metrics(learner.task, answers.target, answers.probs, learner.objective.decode(answers.probs))
             progress.note(history_row(epoch, moved, answers.loss, metrics, optimizer, time.perf_counter() - clock))
             better = progress.judge(selection_key(metrics, learner.task.monitor), optim)
             state = checkpoint(learner, epoch + 1, metrics, extra)
             if better and cfg.save_best: save(run, 'best', state)
             save(run, 'last', state | {'optimizer': optimizer.state_dict(), 'progress': asdict(progress)})
             run.write_json('history', progress.history)
-            bar.set_postfix(epoch=epoch + 1, loss=f'{moved["loss"]:.3f}', val=f'{metrics[learner.task.monitor]:.3f}', best=progress.best_epoch)
+            bar.set_postfix(epoch=epoch + 1, loss=f'{moved["loss"]:.3f}', kappa=metrics['kappa'], best=progress.best_epoch)
     return progress
 
 # %% ../nbs/32_training.ipynb #d1f0d2c0
