@@ -85,10 +85,17 @@ def _flags(cls: type) -> list[str]:
     return out
 
 
+def _sentence(box: str) -> str:
+    "What stands between the title of tyro's box and the next rule, whatever the box is drawn with."
+    lines = [l.strip(' │|') for l in box.splitlines()][1:]
+    lines = [l if set(l) - set('─-╭╮╰╯') else '' for l in lines]
+    while lines and not lines[0]: lines.pop(0)
+    return ' '.join(lines[:lines.index('')] if '' in lines else lines).strip(' .')
+
+
 def _mistake(cls: type, argv: list[str], box: str) -> ConfigError:
     "The sentence of tyro's box, and the flag that was probably meant."
-    body = box.split('---\n')[1] if '---\n' in box else box
-    what = ' '.join(body.replace('-' * 20, '').split()).strip(' -.') or 'cannot be read'
+    what = _sentence(box) or 'cannot be read'
     known = _flags(cls)
     for a in argv:
         if a.startswith('--') and (name := a.split('=')[0].replace('_', '-')) not in known:

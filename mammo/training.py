@@ -132,7 +132,7 @@ def train_epoch(learner: Learner, loader: DataLoader, optimizer: torch.optim.Opt
         learner.fabric.backward(num)
         group += float(den)
         hits = learner.objective.decode(learner.objective.probs(logits.detach())) == target
-        sums += [float(num), float(den), float(hits.sum()), hits.numel()]
+        sums += [float(num.detach()), float(den), float(hits.sum()), hits.numel()]
         if not math.isfinite(sums[0]): raise RunError(f'the loss is not finite in epoch {epoch + 1}', 'Lower --lr, or use --precision fp32.')
         if (b + 1) % cfg.accumulate == 0 or b + 1 == len(loader):
             _step(optimizer, cfg, group, lr_factor(step, per_epoch, cfg) * plateau_factor)

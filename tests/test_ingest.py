@@ -66,9 +66,9 @@ def test_processes_and_workers_do_not_change_an_entry(study, clean, tmp_path):
     assert contents(tmp_path) == contents(clean)
 
 
-def test_cache_modes_agree_bit_for_bit(study, clean):
+def test_cache_modes_agree_bit_for_bit(study, tmp_path):
     manifest = listed(study[:4]).assign(laterality=list('LRLR'))
-    images = {m: open_pixels(manifest, PREP, m, clean if m == 'disk' else None, workers=2, progress=False) for m in CACHE_MODES}
+    images = {m: open_pixels(manifest, PREP, m, tmp_path if m == 'disk' else None, workers=2, progress=False) for m in CACHE_MODES}
     for i in range(4):
         a, b, c = (images[m][i] for m in CACHE_MODES)
         assert a.dtype == np.uint8 and a.shape == (128, 128) and (a == b).all() and (b == c).all()
@@ -215,7 +215,7 @@ class Deadly:
 def test_a_file_that_kills_its_worker_gets_one_more_try(tmp_path):
     names = ['fine', 'always', 'once', 'hangs', 'good']
     sources = [Source(f'{i:064x}', '', (n,)) for i, n in enumerate(names)]
-    records = {key: record for key, record, _, _ in ing._decode_all(sources, Deadly(str(tmp_path / 'log')), 2, 3., False)}
+    records = {key: record for key, record, _, _ in ing._decode_all(sources, Deadly(str(tmp_path / 'log')), 2, 2., False)}
     assert {s.where: records[s.key]['reason'] for s in sources} == {'fine': '', 'always': 'worker-died', 'once': '', 'hangs': 'timeout', 'good': ''}
     tries = (tmp_path / 'log').read_text().splitlines()
     assert {n: tries.count(n) for n in names} == {'fine': 1, 'always': 2, 'once': 2, 'hangs': 2, 'good': 1}
