@@ -26,6 +26,8 @@ class DataConfig:
     cal_split: float = 0.0                 # Share of patients kept for calibration
     split_seed: int = 42                   # Decides the roles; apart from --seed, so that all seeds see the same validation images
     min_readable: float = 0.95             # End with an error when a smaller share of the files can be read
+    max_file_mb: float = 512               # Larger files are refused before they are read, MiB
+    max_megapixels: float = 80             # Images of more pixels are refused before they are decoded
     keep: tuple[str, ...] = ()             # Reasons of refusal to let through: implant magnification
 
 
@@ -38,6 +40,7 @@ class ImageConfig:
     stretch: bool = False                                     # Spread the breast's own grey values over the whole scale
     store_bits: Literal[8, 16] = 8                            # Bits a pixel in the store
     voi: str = 'auto'                                         # How stored values become grey: auto lut window linear linear_exact sigmoid percentile
+    window: int = 0                                           # Which window, where a file offers several
     cache_mode: Literal['none', 'memory', 'disk'] = 'disk'    # Where decoded images are kept
     cache_dir: Path | None = None                             # The pixel store; default: cache/ beside --outdir's runs, shared by all of them
     augment: bool = True                                      # Flip, rotation of 15 degrees, brightness and contrast in training
@@ -54,6 +57,7 @@ class ModelConfig:
     train_backbone: bool = True         # --no-train-backbone trains the head only
     unfreeze_last_block: bool = False   # Train the last stage and the head
     unfreeze_last: int = 0              # Train the last N stages and the head
+    freeze_bn: Literal['auto', 'yes', 'no'] = 'auto'  # Keep BatchNorm's statistics; auto: where the weights have them folded into the convolutions
     dropout: float = 0.2                # In front of the head, 0 to 1
 
     def open_stages(self) -> int | None:  # None: all of them

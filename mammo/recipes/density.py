@@ -12,12 +12,10 @@ from pathlib import Path
 import pandas as pd
 
 from ..config import DataConfig, ImageConfig, ModelConfig, OptimConfig, PhantomConfig, RunConfig, TrainConfig
-from ..core import MammoError
-from ..dicom import ReadOptions
 from ..manifest import DATASETS, DataSet, load_dataset
 from ..metrics import headline
 from ..phantom import write_study
-from ..pipeline import cache_folder, train
+from ..pipeline import cache_folder, read_options, train
 from ..runs import RunDir, artefact
 
 # %% ../../nbs/50_density.ipynb #769481e0
@@ -26,7 +24,7 @@ def density_data(cfg: TrainConfig) -> DataSet:
     c, workers = cfg.data, None if cfg.run.num_workers < 0 else cfg.run.num_workers
     kw = {'include_class_5': True} if c.include_class_5 else {}
     cache = cache_folder(cfg) if cfg.image.cache_mode == 'disk' else None
-    return load_dataset(c.dataset, c.csv, c.dicom_root, workers=workers, cache=cache, options=ReadOptions(keep=c.keep), **kw)
+    return load_dataset(c.dataset, c.csv, c.dicom_root, workers=workers, cache=cache, options=read_options(cfg), **kw)
 
 # %% ../../nbs/50_density.ipynb #0298ec41
 def train_density(cfg: TrainConfig) -> RunDir:  # Finished
