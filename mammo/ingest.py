@@ -34,7 +34,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 # %% ../nbs/15_ingest.ipynb #85d34c0b
-from . import breast, dicom, jobs
+from . import breast, dicom, grey, jobs
 from .breast import Prep, prepare
 from .core import ConfigError, DataError, MammoError, hash_file, stable_hash
 from .dicom import DicomError, Limits, NotEligible, ReadOptions, read_image
@@ -43,6 +43,7 @@ from .runs import atomic, json_ready
 # %% ../nbs/15_ingest.ipynb #98398bd5
 LIBRARIES = ('pydicom', 'python-gdcm', 'pylibjpeg-openjpeg', 'pillow', 'numpy', 'scipy')
 FORMAT = 1  # of an entry in the store
+_DECIDES = (grey, dicom, breast)  # modules whose code decides about pixels
 
 # %% ../nbs/15_ingest.ipynb #8a81c043
 @cache
@@ -65,7 +66,7 @@ class Recipe:
     def options(self) -> ReadOptions: return ReadOptions(voi=self.prep.voi, window=self.prep.window, keep=tuple(sorted(set(self.keep))), limits=self.limits)
 
     def to_dict(self) -> dict:  # JSON-ready
-        return {'format': FORMAT, 'prep': self.prep.to_dict(), 'options': asdict(self.options), 'code': code_hash(dicom, breast),
+        return {'format': FORMAT, 'prep': self.prep.to_dict(), 'options': asdict(self.options), 'code': code_hash(*_DECIDES),
                 'libraries': {p: metadata.version(p) for p in LIBRARIES}}
 
     @cached_property
@@ -309,7 +310,7 @@ class _Work:
 
     def __call__(self, source: Source) -> tuple[dict, np.ndarray | None, bool]:
         start = time.perf_counter()
-        if code_hash(dicom, breast) != self.code: raise ConfigError('the code was changed while it ran', 'Start the process or kernel anew.', where='ingest')
+        if code_hash(*_DECIDES) != self.code: raise ConfigError('the code was changed while it ran', 'Start the process or kernel anew.', where='ingest')
         if self.store and (found := self.store.load(source.key)[0]): return found, None, True
         try: pixels, record = decode(source, self.recipe)
         except Exception as e:
@@ -416,7 +417,7 @@ def ingest(manifest: pd.DataFrame,            # One row an image; `path`, and wh
     unique = {s.key: s for s in sources if isinstance(s, Source)}
     records, damaged = _open(store, list(unique), progress)
     todo, cached = [s for k, s in unique.items() if k not in records], set(records)
-    work = _Work(recipe, store if isinstance(store, PixelStore) else None, isinstance(store, MemoryStore), code_hash(dicom, breast))
+    work = _Work(recipe, store if isinstance(store, PixelStore) else None, isinstance(store, MemoryStore), code_hash(*_DECIDES))
     for key, record, pixels, was_there in _decode_all(todo, work, workers, timeout, progress):
         records[key] = record
         if was_there: cached.add(key)

@@ -14,6 +14,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DigitalMammographyXRayImageStorageForPresentation as MG, ExplicitVRLittleEndian, generate_uid
 
 from mammo import manifest as mf
+from mammo import scan as sc
 from mammo.core import ConfigError, DataError, pseudonym
 from mammo.manifest import density_classificacao, image_csv, load_dataset, manifest_record, scan, select_readable, unlabelled
 
@@ -166,9 +167,9 @@ def test_same_path_twice(tmp_path):
 
 def test_cache_answers_only_for_the_same_file_key_and_options(archive, monkeypatch):
     paths, calls = sorted((archive / 'archive').rglob('*.dcm')), []
-    real = mf._scan_one
-    monkeypatch.setattr(mf, '_scan_one', lambda path, key, options: calls.append(path) or real(path, key, options))
-    monkeypatch.setattr(mf, 'partial', lambda f, **kw: lambda path: mf._scan_one(path, **kw))
+    real = sc._scan_one
+    monkeypatch.setattr(sc, '_scan_one', lambda path, key, options: calls.append(path) or real(path, key, options))
+    monkeypatch.setattr(sc, 'partial', lambda f, **kw: lambda path: sc._scan_one(path, **kw))
     def times(key=KEY, **kw):
         calls.clear()
         frame = scan(paths, archive, key=key, cache=archive / 'cache', **kw)
@@ -184,7 +185,7 @@ def test_cache_answers_only_for_the_same_file_key_and_options(archive, monkeypat
     assert n == 1 and changed.file_hash[0] != first.file_hash[0] and changed.file_hash[0] == hashlib.sha256(paths[0].read_bytes()).hexdigest()
     assert times(key=b'another key of thirty-two letters')[0] == 8
     assert times()[0] == 8, 'another key empties the cache'
-    assert times(options=mf.ReadOptions(keep=('implant',)))[0] == 8
+    assert times(options=sc.ReadOptions(keep=('implant',)))[0] == 8
     stored = (archive / 'cache/scan.sqlite').read_bytes()
     assert b'SECRET' not in stored and str(archive).encode() not in stored
     (archive / 'cache/scan.sqlite').write_bytes(b'not a database at all' * 100)
