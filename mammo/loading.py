@@ -55,7 +55,7 @@ class Images(Dataset):
         if not len(pixels) == len(targets) == len(names):
             raise ConfigError(f'{len(pixels)} images, {len(targets)} targets and {len(names)} names do not go together')
         self.pixels, self.names, self.augment, self.seed = pixels, list(names), augment, seed
-        self.targets = torch.as_tensor(np.asarray(targets))
+        self.targets = torch.from_numpy(np.array(targets))
 
     def __len__(self) -> int: return len(self.names)
 
@@ -104,7 +104,8 @@ def make_loader(images: Images, batch_size: int, shuffle: bool = False, workers:
     "A loader whose `batch_sampler.epoch` decides what it gives."
     if workers < 0: raise ConfigError(f'is {workers}', 'Use 0 or more, or leave it out.', where='--num-workers')
     batches = EpochBatches(len(images), batch_size, images.seed, shuffle)
-    return DataLoader(images, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin)
+    own = torch.Generator().manual_seed(images.seed)  # else a loader draws from torch's own, and dropout would depend on the number of workers
+    return DataLoader(images, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin, generator=own)
 
 # %% ../nbs/16_loading.ipynb #c68d080e
 class ToInput(nn.Module):
