@@ -30,7 +30,7 @@ def overwrite(path) -> bool:
     "The same header around darker, upside-down pixels."
     import pydicom
     ds = pydicom.dcmread(path)
-    ds.decompress()
+    if ds.file_meta.TransferSyntaxUID.is_compressed: ds.decompress()
     top = 2 ** ds.BitsStored - 1
     ds.PixelData = (ds.pixel_array[::-1] // 2 + top // 4).astype('uint16').tobytes()
     ds.save_as(path)
