@@ -81,6 +81,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'mammo.cli.train_density': ('cli.html#train_density', 'mammo/cli.py'),
                            'mammo.cli.usage': ('cli.html#usage', 'mammo/cli.py')},
             'mammo.config': { 'mammo.config.DataConfig': ('config.html#dataconfig', 'mammo/config.py'),
+                              'mammo.config.DataConfig.__post_init__': ('config.html#dataconfig.__post_init__', 'mammo/config.py'),
                               'mammo.config.ImageConfig': ('config.html#imageconfig', 'mammo/config.py'),
                               'mammo.config.ModelConfig': ('config.html#modelconfig', 'mammo/config.py'),
                               'mammo.config.ModelConfig.open_stages': ('config.html#modelconfig.open_stages', 'mammo/config.py'),

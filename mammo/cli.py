@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:  # Exit status
     try: return _run(argv[0], argv[1:])
     except MammoError as e:
         print(f'mammography: {e}', file=sys.stderr)
-        return 2 if isinstance(e, ConfigError) else 1
+        return 2 if isinstance(e, ConfigError) or e.where.startswith('--') else 1
     except KeyboardInterrupt:
         print('mammography: interrupted', file=sys.stderr)
         return 130

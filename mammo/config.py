@@ -30,6 +30,13 @@ class DataConfig:
     max_megapixels: float = 80             # Images of more pixels are refused before they are decoded
     keep: tuple[str, ...] = ()             # Reasons of refusal to let through: implant magnification
 
+    def __post_init__(self):
+        for name in ('val_split', 'test_split', 'cal_split'):
+            if not 0 <= getattr(self, name) < 1: raise ConfigError(f'is {getattr(self, name)}', 'Use a share from 0 up to, not including, 1.', where=flag(name))
+        if self.val_split + self.test_split + self.cal_split >= 1: raise ConfigError('leave nothing for training', where='--val-split, --test-split and --cal-split')
+        if not self.val_split: raise ConfigError('is 0', 'Some patients have to choose the epoch.', where='--val-split')
+        if not 0 <= self.min_readable <= 1: raise ConfigError(f'is {self.min_readable}', 'Use a share from 0 to 1.', where='--min-readable')
+
 
 @dataclass
 class ImageConfig:

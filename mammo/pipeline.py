@@ -79,6 +79,7 @@ def gather(data: DataSet, cfg: TrainConfig, run: RunDir | None = None) -> Materi
     log.info('%d images, %d readable, %d decoded, %d from the store', len(frame), frame.ok.sum(), summary['decoded'], summary['from_store'])
     kept = select_readable(data, frame, c.min_readable)
     manifest = assign_roles(kept.manifest, c.val_split, c.test_split, c.cal_split, c.split_seed, [l for l in label_columns(kept.task) if l != 'target'])
+    summary['remarks'] = {name: list(notes) for name, notes in zip(frame.sample_id, frame.notes) if notes}
     material = Material(DataSet(kept.name, kept.task, manifest, kept.audit), pixels.take(frame.ok.to_numpy(bool)), split_proof(manifest), summary)
     if run: _record(run, material)
     return material
@@ -111,6 +112,7 @@ def train(data: DataSet, cfg: TrainConfig) -> RunDir:  # Finished
     clock = time.perf_counter()
     torch.manual_seed(cfg.run.seed)
     fabric = make_fabric(cfg.run.device, cfg.run.precision)
+    if cfg.optim.class_weights != 'auto': class_weights(cfg.optim.class_weights, pd.DataFrame(), data.task)  # a mistake is told before an hour of decoding
     model, spec, weights = make_model(cfg.model, objective_for(data.task, cfg.optim.loss).out_dim, cfg.image.img_size)
     with new_run(cfg.run.outdir, flat(cfg), fingerprint(cfg), cfg.run.resume) as run, logged(run):
         log.info('run %s: %s, %s, %s on %s, %s', run.path, data, cfg.model.arch, fabric.precision_name, fabric.device, count_parameters(model))
@@ -151,7 +153,8 @@ def summary(cfg: TrainConfig, learner: Learner, progress: Progress, metrics: dic
         'weights_record': weights, **count_parameters(learner.model), 'precision': learner.fabric.precision_name, 'device': str(learner.fabric.device),
         'threads': torch.get_num_threads(), 'best_epoch': progress.best_epoch, 'epochs_done': progress.epochs,
         'metrics': {role: {k: m[k] for k in short if k in m} | {'note': m['note']} for role, m in metrics.items()},
-        'roles': material.proof['roles'], 'split_hash': material.proof['hash'], 'ingest': material.ingest}
+        'roles': material.proof['roles'], 'split_hash': material.proof['hash'],
+        'ingest': {k: v for k, v in material.ingest.items() if k != 'remarks'}}
 
 # %% ../nbs/34_pipeline.ipynb #253bd2c6
 def load_run(run: RunDir, device: str = 'auto', precision: str = 'auto') -> tuple[Learner, dict]:

@@ -170,7 +170,10 @@ def logged(run: RunDir,            # Its `run.log` is appended to
     log.setLevel(logging.INFO)
     for h in handlers: log.addHandler(h)
     try: yield log
-    except Exception as e: log.error('%s: %s', type(e).__name__, e); raise
+    except Exception as e:
+        for h in handlers[1:]: log.removeHandler(h)  # whoever catches it tells the console
+        log.error('%s: %s', type(e).__name__, e)
+        raise
     finally:
         for h in handlers: log.removeHandler(h); h.close()
         log.setLevel(level)

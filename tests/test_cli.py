@@ -88,15 +88,16 @@ def test_predict_answers_for_every_file(study, mammography, tmp_path):
     ('train-density --arch alexnet --outdir o', 2, '--arch'),
     ('train-density --imgsize 512', 2, 'Did you mean --img-size'),
     ('train-density --val-split 1.5 --arch resnet18 --img-size 64 --outdir o', 2, '--val-split'),
-    ('train-density --weights absent.pth --outdir o', 1, '--weights'),
+    ('train-density --weights absent.pth --outdir o', 2, '--weights'),
     ('train-density --class-weights 1,2 --arch resnet18 --img-size 64 --outdir o', 2, '--class-weights'),
-    ('predict --run absent --input archive', 1, '--run'),
+    ('predict --run absent --input archive', 2, '--run'),
     ('explode', 2, 'no command'),
 ])
 def test_a_mistake_is_one_line(study, mammography, tmp_path, line, code, said):
     line = line.replace('--outdir o', f'--outdir {tmp_path}/o')
     done = mammography(*words(line), cwd=study, check=False)
     assert done.returncode == code and said in done.stderr and 'Traceback' not in done.stderr
+    assert done.stderr.count('mammography:') == 1 and not (tmp_path / 'o').exists()
     if '/o' not in line: assert done.stderr.count('\n') == 1
 
 
@@ -104,7 +105,7 @@ def test_weights_that_cannot_be_reached(study, mammography, tmp_path):
     "No network: the error names both ways on, and nothing is trained."
     done = mammography('train-density', '--outdir', tmp_path / 'o', cwd=study, check=False, TORCH_HOME=str(tmp_path / 'empty'),
                        https_proxy='http://127.0.0.1:9', http_proxy='http://127.0.0.1:9')
-    assert done.returncode == 1 and '--weights none' in done.stderr and 'efficientnet_b0_rwightman-7f5810bc.pth' in done.stderr
+    assert done.returncode == 2 and '--weights none' in done.stderr and 'efficientnet_b0_rwightman-7f5810bc.pth' in done.stderr
     assert not (tmp_path / 'o').exists() and not list((tmp_path / 'empty').rglob('*.pth'))
 
 

@@ -2,6 +2,7 @@
 
 Everything is staged in build/site, because nbdev looks for `_quarto.yml` beside the notebooks and ours stands at the top.
 """
+import json
 import re
 import shutil
 import subprocess
@@ -24,7 +25,6 @@ def stage() -> list[Path]:
 
 
 def title(page: Path) -> str:
-    import json
     for c in json.loads(page.read_text())['cells']:
         if c['cell_type'] == 'markdown' and (m := re.search(r'^# (.+)$', ''.join(c['source']), re.M)): return m[1]
     return page.stem
@@ -42,6 +42,7 @@ def plain(pages: list[Path]) -> Path:
         links = ' · '.join(f'[{title(p)}]({up}{n})' for p, n in names.items())
         nb.cells = [c for c in nb.cells if not re.search(r'^#\|\s*(hide|default_exp)', c.source, re.M)]
         for c in nb.cells:
+            if c.cell_type == 'markdown': c.source = re.sub(r'\]\((?!https?:)([^)]+)\.ipynb', r'](\1.html', c.source)
             if c.cell_type == 'code': c.source = re.sub(r'^#\|.*\n?', '', c.source, flags=re.M)
         nb.cells.insert(0, nbformat.v4.new_markdown_cell(links))
         nb.metadata['title'] = title(page)

@@ -12,6 +12,7 @@ def readme() -> str:
     nb = nbformat.read(ROOT / 'nbs/index.ipynb', as_version=4)
     nb.cells = [c for c in nb.cells if not (c.cell_type == 'code' and re.search(r'^#\|\s*hide', c.source, re.M))]
     for c in nb.cells:
+        if c.cell_type == 'markdown': c.source = re.sub(r'\]\((?!https?:|#)([^)]+\.ipynb)\)', r'](nbs/\1)', c.source)  # links start at the top here
         if c.cell_type == 'code': c.source = re.sub(r'^#\|.*\n?', '', c.source, flags=re.M)
         for o in c.get('outputs', []):  # plain text reads well everywhere; HTML tables do not
             if 'data' in o: o['data'] = {k: v for k, v in o['data'].items() if k in ('text/plain', 'text/markdown')}
