@@ -108,7 +108,7 @@ def split_proof(manifest: pd.DataFrame,  # With roles
     if 'role' not in manifest or not manifest.role.isin(ROLES).all(): raise DataError('not every image has a role', 'Call assign_roles first.', where='manifest')
     checked = [c for c in ('patient_key', 'exam_id', 'file_hash') if c in manifest]
     for c in checked:
-        known = manifest[manifest[c].fillna('') != '']
+        known = manifest[manifest[c].notna() & (manifest[c] != '')]
         if (two := known.groupby(c).role.nunique() > 1).any():
             some = known[known[c].isin(two.index[two])].sort_values('sample_id').sample_id.head(4)
             raise LeakError(f'{two.sum()} {c} in more than one role ({", ".join(some)} …)', 'Assign the roles again.', where='manifest')

@@ -61,14 +61,14 @@ def test_the_seed_line_verbatim(mammography, tmp_path):
 
 def test_no_patient_leaves_a_trace(study, mammography, tmp_path):
     "Neither the log nor a table nor the console names a patient; the phantoms' identifiers are PHANTOM-…"
-    done = mammography('train-density', '--arch', 'resnet18', '--img-size', 64, '--epochs', 1, '--outdir', tmp_path / 'o', '--n-boot', 0, cwd=study)
+    done = mammography('train-density', '--arch', 'resnet18', '--img-size', 64, '--epochs', 1, '--outdir', tmp_path / 'o', '--n-boot', 0, '--num-workers', 0, cwd=study)
     texts = [p.read_text() for p in (tmp_path / 'o').rglob('*') if p.suffix in ('.json', '.csv', '.txt', '.log')]
     texts += [done.stdout, done.stderr, str(torch.load(tmp_path / 'o/results/best_model.pth', weights_only=True).keys())]
     assert len(texts) > 6 and not [t for t in texts if 'PHANTOM' in t.upper().replace('PHANTOM STUDY', '')]
 
 
 def test_predict_answers_for_every_file(study, mammography, tmp_path):
-    mammography('train-density', '--arch', 'resnet18', '--img-size', 64, '--epochs', 1, '--outdir', tmp_path / 'o', '--n-boot', 0, cwd=study)
+    mammography('train-density', '--arch', 'resnet18', '--img-size', 64, '--epochs', 1, '--outdir', tmp_path / 'o', '--n-boot', 0, '--num-workers', 0, cwd=study)
     folder = tmp_path / 'new/exam1'
     folder.mkdir(parents=True)
     files = sorted((study / 'archive/ACC001').glob('*.dcm'))

@@ -12,8 +12,8 @@ FLAGS = ['train-density', '--arch', 'resnet18', '--weights', 'none', '--img-size
          '--precision', 'fp32', '--device', 'cpu']
 
 
-def start(study, out, *more):
-    command = [sys.executable, '-c', 'import sys; from mammo.cli import main; sys.exit(main())', *FLAGS, '--outdir', str(out / 'o'), *more]
+def start(study, out, *more, workers='0'):
+    command = [sys.executable, '-c', 'import sys; from mammo.cli import main; sys.exit(main())', *FLAGS, '--outdir', str(out / 'o'), '--num-workers', workers, *more]
     return subprocess.Popen(command, cwd=study, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -39,7 +39,7 @@ def test_killed_and_resumed(study, tmp_path, whole, epochs_before, workers):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / 'o/results/summary.json').exists()
-    finish(start(study, tmp_path, '--resume', '--num-workers', workers))
+    finish(start(study, tmp_path, '--resume', workers=workers))
     assert [p.name for p in (tmp_path / 'o').iterdir()] == ['results']
     for name in ('val_predictions.csv', 'embeddings_val.npy', 'metrics/confusion_matrix.npy'):
         assert (tmp_path / 'o/results' / name).read_bytes() == (whole / name).read_bytes(), name
@@ -52,14 +52,14 @@ def test_another_setting_is_another_run(study, tmp_path):
     while process.poll() is None and not (tmp_path / 'o/results/last.pth').exists(): time.sleep(.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    finish(start(study, tmp_path, '--resume', '--seed', '43', '--epochs', '1'))
+    finish(start(study, tmp_path, '--resume', '--seed', '43'))
     assert sorted(p.name for p in (tmp_path / 'o').iterdir()) == ['results', 'results_1']
 
 
 def test_a_living_run_is_left_alone(study, tmp_path):
     a = start(study, tmp_path)
     while a.poll() is None and not (tmp_path / 'o/results/last.pth').exists(): time.sleep(.02)
-    b = start(study, tmp_path, '--resume', '--epochs', '5')
+    b = start(study, tmp_path, '--resume')
     finish(b)
     finish(a)
     assert sorted(p.name for p in (tmp_path / 'o').iterdir()) == ['results', 'results_1']

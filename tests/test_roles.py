@@ -4,7 +4,7 @@ import shutil
 
 import pandas as pd
 
-FLAGS = ['train-density', '--arch', 'resnet18', '--weights', 'none', '--img-size', 64, '--epochs', 2, '--lr', '1e-3', '--n-boot', 0, '--test-split', '.2']
+FLAGS = ['train-density', '--arch', 'resnet18', '--weights', 'none', '--img-size', 64, '--epochs', 2, '--lr', '1e-3', '--n-boot', 0, '--test-split', '.2', '--num-workers', 0]
 
 
 def test_nothing_sees_the_test_images(study, mammography, tmp_path):
@@ -40,7 +40,7 @@ def overwrite(path) -> bool:
 def test_seeds_share_their_validation_images(study, mammography, tmp_path):
     names = []
     for seed in (42, 43):
-        mammography('train-density', '--arch', 'resnet18', '--weights', 'none', '--img-size', 64, '--epochs', 1, '--n-boot', 0, '--seed', seed,
+        mammography('train-density', '--arch', 'resnet18', '--weights', 'none', '--img-size', 64, '--epochs', 1, '--n-boot', 0, '--num-workers', 0, '--seed', seed,
                     '--outdir', tmp_path / 'o', cwd=study)
     for run in ('results', 'results_1'): names.append(pd.read_csv(tmp_path / 'o' / run / 'val_predictions.csv'))
     assert list(names[0].sample_id) == list(names[1].sample_id)
