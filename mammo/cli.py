@@ -73,7 +73,9 @@ def parse(cls: type,         # A configuration dataclass
     except SystemExit as e:
         if not e.code: raise
         raise _mistake(cls, argv, err.getvalue()) from None
-    finally: os.environ.pop('COLUMNS') if old is None else os.environ.__setitem__('COLUMNS', old)
+    finally:
+        if old is None: os.environ.pop('COLUMNS', None)
+        else: os.environ['COLUMNS'] = old
 
 # %% ../nbs/63_cli.ipynb #fb9c360f
 def _flags(cls: type) -> list[str]:
