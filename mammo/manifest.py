@@ -66,18 +66,28 @@ def _label_column(table: pd.DataFrame, given: str, where: str, meanings: tuple[s
     return next((c for m in meanings if (c := find_column(table, m))), '')
 
 # %% ../nbs/12_manifest.ipynb #aa2758c1
-def _patients(frame: pd.DataFrame, key: bytes, audit: list) -> pd.DataFrame:
-    "Fills `patient_key` by exam: table, DICOM, accession. Stays '' where none of them is known."
-    by_id = {p: pseudonym(p, key) for p in {*frame.patient, *frame.exam_id}}
-    own = [by_id[p] or k for p, k in zip(frame.patient, frame.patient_key)]
+def _joined(frame: pd.DataFrame, key: bytes, audit: list) -> list[str]:
+    "One key an image: the table's patient, else the one that the table gives elsewhere for the same DICOM patient, else DICOM's; `?` where that is ambiguous."
+    table = [pseudonym(p, key) for p in frame.patient]
+    said: dict[str, set] = {}
+    for t, k in zip(table, frame.patient_key):
+        if t and k: said.setdefault(k, set()).add(t)
+    if any(table) and not all(table): audit.append(audit_row('patient_unknown', detail=f'the table names the patient of {sum(map(bool, table))} of {len(table)} images'))
+    return [t or {0: k, 1: next(iter(said.get(k, ())), '')}.get(len(said.get(k, ())), '?') for t, k in zip(table, frame.patient_key)]
+
+
+def _patients(frame: pd.DataFrame, key: bytes, audit: list, drop: bool = True) -> pd.DataFrame:
+    "Fills `patient_key` by exam: table, DICOM, accession. Stays '' where none of them is known. An exam of two patients is dropped, unless nothing will be split."
+    by_id, own = {e: pseudonym(e, key) for e in {*frame.exam_id}}, _joined(frame, key, audit)
     known: dict[str, set] = {}
     for exam, k in zip(frame.exam_id, own): known.setdefault(exam, set()).update({k} - {''})
-    mixed = {e for e, keys in known.items() if e and len(keys) > 1}
+    mixed = {e for e, keys in known.items() if e and len(keys) > 1 and drop}
     only = {e: next(iter(keys)) for e, keys in known.items() if e and len(keys) == 1}
     frame = frame.assign(exam_id=[e if x or e not in mixed else '' for e, x in zip(frame.exam_id, frame.exam)])
     frame = frame.assign(patient_key=[only.get(e) or k or by_id.get(e, '') for e, k in zip(frame.exam_id, own)])
-    bad = frame.exam_id.isin(mixed)
-    for rel in frame.rel_path[bad]: audit.append(audit_row('patient_conflict', rel, detail='the exam holds more than one patient'))
+    bad = (frame.exam_id.isin(mixed) | (frame.patient_key == '?')) & drop
+    for rel, k in zip(frame.rel_path[bad], frame.patient_key[bad]):
+        audit.append(audit_row('patient_conflict', rel, detail='its DICOM patient is several patients in the table' if k == '?' else 'the exam holds more than one patient'))
     return frame[~bad]
 
 # %% ../nbs/12_manifest.ipynb #dc4fab0f
@@ -181,7 +191,7 @@ def assemble(name: str,                      # Of the data set
     audit, key = list(audit), user_key() if key is None else key
     frame = scan_listed(_listed(files, root, task, audit), root, key, audit, **how)
     if task is None: frame['exam'] = frame.exam_id  # nothing is split here, so a name may come from the header
-    frame = _patients(frame, key, audit)
+    frame = _patients(frame, key, audit, drop=task is not None)
     frame['sample_id'] = _sample_ids(frame)
     if unique: frame = _without_copies(frame, ['label'] if task is None or task.kind == 'multiclass' else list(task.labels), audit)
     data = DataSet(name, task, _finished(frame.copy(), task, audit), audit)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['log', 'prep_of', 'read_options', 'cache_folder', 'Material', 'gather', 'class_weights', 'train', 'evaluate_roles',
-           'summary', 'load_run', 'predict']
+           'summary', 'load_run', 'check_writable', 'predict']
 
 # %% ../nbs/34_pipeline.ipynb #aee92be3
 import logging
+import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ import torch
 
 from .breast import Prep
 from .config import ImageConfig, OptimConfig, PredictConfig, TrainConfig, fingerprint, flat
-from .core import ConfigError, RunError, Task, provenance
+from .core import ConfigError, DataError, RunError, Task, provenance
 from .dicom import Limits, ReadOptions
-from .evaluation import prediction_table, write_role
+from .evaluation import prediction_table, role_note, write_role
 from .ingest import Pixels, open_pixels
 from .loading import Augment, Images, make_loader
 from .manifest import DataSet, label_columns, manifest_record, select_readable, unlabelled
@@ -79,6 +80,8 @@ def gather(data: DataSet, cfg: TrainConfig, run: RunDir | None = None) -> Materi
     log.info('%d images, %d readable, %d decoded, %d from the store', len(frame), frame.ok.sum(), summary['decoded'], summary['from_store'])
     kept = select_readable(data, frame, c.min_readable)
     manifest = assign_roles(kept.manifest, c.val_split, c.test_split, c.cal_split, c.split_seed, [l for l in label_columns(kept.task) if l != 'target'])
+    for role in ('train', 'val'):
+        if not (manifest.role == role).any(): raise DataError(f'no patient is left for {role}', 'Add patients, or change --val-split.', where=data.name)
     summary['remarks'] = {name: list(notes) for name, notes in zip(frame.sample_id, frame.notes) if notes}
     material = Material(DataSet(kept.name, kept.task, manifest, kept.audit), pixels.take(frame.ok.to_numpy(bool)), split_proof(manifest), summary)
     if run: _record(run, material)
@@ -115,6 +118,7 @@ def train(data: DataSet, cfg: TrainConfig) -> RunDir:  # Finished
     if cfg.optim.class_weights != 'auto': class_weights(cfg.optim.class_weights, pd.DataFrame(), data.task)  # a mistake is told before an hour of decoding
     model, spec, weights = make_model(cfg.model, objective_for(data.task, cfg.optim.loss).out_dim, cfg.image.img_size)
     with new_run(cfg.run.outdir, flat(cfg), fingerprint(cfg), cfg.run.resume) as run, logged(run):
+        if cfg.run.resume and not run.has('last'): log.info('nothing to resume: no dead run in %s has exactly these settings and a saved epoch', cfg.run.outdir)
         log.info('run %s: %s, %s, %s on %s, %s', run.path, data, cfg.model.arch, fabric.precision_name, fabric.device, count_parameters(model))
         if weights['norms_folded']: log.info('the weights have their BatchNorms folded in: statistics are %s', 'kept' if model.freeze_bn else 'NOT kept')
         material = gather(data, cfg, run)
@@ -141,7 +145,8 @@ def evaluate_roles(run: RunDir, learner: Learner, material: Material, cfg: Train
         if not (material.data.manifest.role == role).any(): continue
         images, rows = material.part(role)
         answers = ask(learner, make_loader(images, cfg.optim.batch_size), f'{role} set')
-        out[role] = write_role(run, learner, answers, rows, role, facts, cfg.run.n_boot)
+        note = {'note': role_note(role, best=kind == 'best')}
+        out[role] = write_role(run, learner, answers, rows, role, facts | note, cfg.run.n_boot)
     return out
 
 # %% ../nbs/34_pipeline.ipynb #ff14f45f
@@ -162,14 +167,22 @@ def load_run(run: RunDir, device: str = 'auto', precision: str = 'auto') -> tupl
     return load_learner(run.file('best' if run.has('best') else 'last'), device, precision)
 
 
+def check_writable(out: str | Path) -> None:
+    "Raises `ConfigError` where a file cannot be written, before the work is done."
+    out = Path(out)
+    home = next(p for p in [out.absolute().parent, *out.absolute().parents] if p.exists())
+    if out.is_dir() or not home.is_dir() or not os.access(home, os.W_OK): raise ConfigError('cannot be written', 'Give the name of a file in a folder of yours.', where=f'--out {out}')
+
+
 def predict(cfg: PredictConfig) -> pd.DataFrame:  # As written to `cfg.out`
     "Probabilities for new images: one row a file, refused ones included."
-    run = find_run(cfg.run)
+    run, limits = find_run(cfg.run), Limits(file_mb=cfg.max_file_mb, pixels=int(cfg.max_megapixels * 1e6))
+    check_writable(cfg.out)
     learner, ckpt = load_run(run, cfg.device, cfg.precision)
     keep, workers = tuple(sorted({*ckpt['keep'], *cfg.keep})), None if cfg.num_workers < 0 else cfg.num_workers
-    data = unlabelled(cfg.input, options=ReadOptions(keep=keep), workers=workers)
+    data = unlabelled(cfg.input, options=ReadOptions(keep=keep, limits=limits), workers=workers)
     with tempfile.TemporaryDirectory() as store:
-        pixels = open_pixels(data.manifest, Prep.from_dict(ckpt['prep']), 'disk', store, workers, keep)
+        pixels = open_pixels(data.manifest, Prep.from_dict(ckpt['prep']), 'disk', store, workers, keep, limits)
         ok = pixels.report.frame.ok.to_numpy(bool)
         rows = data.manifest[ok].reset_index(drop=True)
         images = Images(pixels.take(ok), np.full(len(rows), -1), rows.sample_id)

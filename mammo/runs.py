@@ -16,7 +16,7 @@ import secrets
 from contextlib import contextmanager
 from pathlib import Path
 
-from .core import RunError
+from .core import ConfigError, RunError
 
 # %% ../nbs/02_runs.ipynb #ca5ddbfa
 @contextmanager
@@ -103,7 +103,8 @@ def _locked(run: RunDir):
 # %% ../nbs/02_runs.ipynb #0927c248
 def _create(folder: Path, name: str) -> Path:
     "The first free name, by the one step that only one process can win."
-    folder.mkdir(parents=True, exist_ok=True)
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise ConfigError(f'cannot be made a folder ({type(e).__name__})', 'Give a folder of yours.', where=f'--outdir {folder}') from e
     i = 0
     while True:
         path = folder / (f'{name}_{i}' if i else name)
