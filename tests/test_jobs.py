@@ -150,7 +150,8 @@ def start_script(tmp_path, items, guard="if __name__ == '__main__':", **kw):
     lines = body.strip().splitlines()
     lines[-1] = ('    ' if guard.startswith('if') else '') + lines[-1]
     (tmp_path / 'script.py').write_text('\n'.join(lines))
-    return subprocess.Popen([sys.executable, str(tmp_path / 'script.py')], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts background jobs with SIGINT ignored, and children inherit that
+    return subprocess.Popen([sys.executable, str(tmp_path / 'script.py')], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed, **kw)
 
 
 def gone_within(pids, seconds):

@@ -112,7 +112,7 @@ def test_nothing_is_lost_without_a_reason(archive):
 def test_patient_of_the_table_comes_first(archive):
     table(archive / 'classificacao.csv', 'AccessionNumber,BI-RADS,PatientID\n0001,1,X\n0002,2,X\n0003,3,Y\n0004,4,\n')
     m = density_classificacao(archive / 'classificacao.csv', archive / 'archive', key=KEY).manifest
-    assert m.groupby('exam_id').patient_key.first().tolist() == [pseudonym(p, KEY) for p in ('X', 'X', 'Y', 'SECRET-1')]
+    assert m.groupby('exam_id').patient_key.first().tolist() == [pseudonym(p, KEY) for p in ('X', 'X', 'Y', 'Y')]  # 0004 has the DICOM patient of 0003, whom the table calls Y
 
 
 def test_one_known_patient_speaks_for_the_exam(archive):
@@ -265,3 +265,21 @@ def test_large_tables_take_seconds(tmp_path):
     first, start = time.perf_counter() - start, time.perf_counter()
     image_csv(csv, key=KEY, cache=tmp_path / 'cache')
     assert time.perf_counter() - start < first < 30
+
+
+@pytest.mark.parametrize('seed', range(12))
+def test_a_partly_filled_patient_column_splits_nobody(archive, seed):
+    "The table names a patient for some exams only; DICOM knows who the others are. No person may stand in two roles."
+    from mammo.splits import assign_roles
+    root, rng = archive / 'partly', np.random.default_rng(seed)
+    rows = ['AccessionNumber,BI-RADS,PatientID']
+    for person in range(10):
+        for visit in range(2):
+            acc = f'{person:02d}{visit}'
+            (root / acc).mkdir(parents=True)
+            dicom(root / acc / 'a.dcm', f'SECRET-{person}', 'L', 'CC', seed=100 + 2 * person + visit)
+            rows.append(f'{acc},{person % 4 + 1},{f"S{person}" if rng.random() < .4 else ""}')
+    table(archive / 'partly.csv', '\n'.join(rows) + '\n')
+    m = assign_roles(density_classificacao(archive / 'partly.csv', root, key=KEY).manifest, val=.3, seed=seed)
+    assert len(m) == 20 and m.patient_key.nunique() == 10
+    assert (m.groupby(m.exam_id.str[:2]).role.nunique() == 1).all()
