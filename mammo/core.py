@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'PACKAGES', 'MammoError', 'ConfigError', 'DataError', 'WeightsError', 'RunError', 'Task', 'InputSpec',
-           'hash_file', 'stable_hash', 'user_key', 'pseudonym', 'git_commit', 'provenance']
+           'file_stamp', 'hash_file', 'stable_hash', 'user_key', 'pseudonym', 'git_commit', 'provenance']
 
 # %% ../nbs/00_core.ipynb #b59ae6d3
+import errno
 import hashlib
 import hmac
 import json
 import os
 import platform
 import secrets
+import stat
 import subprocess
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -114,6 +116,14 @@ class InputSpec:
         return cls(**d)
 
 # %% ../nbs/00_core.ipynb #eafaea0b
+def file_stamp(path: str | Path,  # A regular file; a pipe or device, which could be read for ever, raises OSError
+               ) -> str:          # Size, times and inode
+    "Changes whenever the file does; the change time also notices a replaced file with an old date."
+    s = os.stat(path)
+    if not stat.S_ISREG(s.st_mode): raise OSError(errno.EINVAL, 'this is not a regular file')
+    return f'{s.st_size}.{s.st_mtime_ns}.{s.st_ctime_ns}.{s.st_ino}'
+
+
 def hash_file(path: str | Path,  # Any readable file
               ) -> str:          # 64 hex digits
     "SHA-256 of a file's bytes, read in pieces."
@@ -152,7 +162,7 @@ def pseudonym(patient_id: object,        # As the hospital writes it; spaces aro
     return pid and 'P' + hmac.new(user_key() if key is None else key, pid.encode(), 'sha256').hexdigest()[:12]
 
 # %% ../nbs/00_core.ipynb #1de13905
-PACKAGES = ('mammo', 'numpy', 'pandas', 'scikit-learn', 'torch', 'torchvision', 'lightning-fabric', 'pydicom', 'python-gdcm', 'pylibjpeg-openjpeg')
+PACKAGES = ('mammo', 'numpy', 'pandas', 'scikit-learn', 'scikit-image', 'umap-learn', 'torch', 'torchvision', 'lightning-fabric', 'pydicom', 'python-gdcm', 'pylibjpeg-openjpeg')
 
 # %% ../nbs/00_core.ipynb #572823f1
 def _version(name: str) -> str | None:

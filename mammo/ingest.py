@@ -8,13 +8,11 @@ __all__ = ['LIBRARIES', 'FORMAT', 'TECHNICAL', 'CACHE_MODES', 'code_hash', 'Reci
 
 # %% ../nbs/15_ingest.ipynb #2f1b982d
 import ast
-import errno
 import inspect
 import json
 import mmap
 import os
 import re
-import stat
 import struct
 import time
 import traceback
@@ -30,13 +28,12 @@ from typing import Iterable, Iterator
 
 # %% ../nbs/15_ingest.ipynb #bda5ecf4
 import numpy as np
-import pandas as pd
 from tqdm.auto import tqdm
 
 # %% ../nbs/15_ingest.ipynb #85d34c0b
 from . import breast, dicom, grey, jobs
 from .breast import Prep, prepare
-from .core import ConfigError, DataError, MammoError, hash_file, stable_hash
+from .core import ConfigError, DataError, MammoError, file_stamp, hash_file, stable_hash
 from .dicom import DicomError, Limits, NotEligible, ReadOptions, read_image
 from .runs import atomic, json_ready
 
@@ -79,6 +76,7 @@ class Source:
     file_hash: str                 # SHA-256 of the bytes, hex digits
     laterality: str = ''           # `L`, `R` or empty, as the manifest says
     paths: tuple[str, ...] = ()    # Where it lies
+    stamps: tuple[str, ...] = ()   # `core.file_stamp` of each path when it was hashed, where known
 
     def __post_init__(self):
         if not re.fullmatch('[0-9a-f]{16,128}', self.file_hash): raise DataError(f'file_hash is {self.file_hash!r}', 'Use mammo.core.hash_file.', where=self.where)
@@ -98,26 +96,21 @@ class FileChanged(DataError):
     reason = 'changed'
 
 # %% ../nbs/15_ingest.ipynb #19c68e8b
-def _stamp(path: str) -> tuple:
-    "Changes whenever the file does. A pipe or device, which could be read for ever, is no file."
-    s = os.stat(path)
-    if not stat.S_ISREG(s.st_mode): raise OSError(errno.EINVAL, 'this is not a regular file')
-    return s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
-
-
 @contextmanager
 def _steady(source: Source) -> Iterator[str]:
     "The first path that holds the content; raises where none does, or where it changes meanwhile."
     problem = DataError('no file is given', where=source.key)
-    for path in source.paths:
-        try: stamp, found = _stamp(path), hash_file(path)
+    for path, known in zip(source.paths, source.stamps or ('',) * len(source.paths)):
+        try:
+            stamp = file_stamp(path)
+            found = source.file_hash if stamp == known else hash_file(path)
         except OSError as e: found, problem = None, e
         if found == source.file_hash: break
         if found: problem = FileChanged('the file was changed since the manifest was made', 'Run again: the manifest is made anew.', where=path)
     else: raise problem
     try: yield path
     finally:
-        if _stamp(path) != stamp: raise FileChanged('the file was changed while it was read', 'Run again when it is complete.', where=path)
+        if file_stamp(path) != stamp: raise FileChanged('the file was changed while it was read', 'Run again when it is complete.', where=path)
 
 # %% ../nbs/15_ingest.ipynb #ed5a39ab
 TECHNICAL = ('rows', 'columns', 'bits', 'pixel_spacing', 'laterality', 'view', 'view_modifiers', 'intent', 'manufacturer', 'model', 'modality', 'implant',
@@ -334,7 +327,7 @@ def _decode_all(sources: list[Source], work: _Work, workers: int | None, timeout
 @dataclass
 class IngestReport:
     "What became of each row of a manifest."
-    frame: pd.DataFrame     # ok, reason, detail, lost, cached, rebuilt, seconds, key, affine, flipped, box, notes and the technical header
+    frame: 'pd.DataFrame'   # ok, reason, detail, lost, cached, rebuilt, seconds, key, affine, flipped, box, notes and the technical header
     recipe: Recipe          # How it was decoded
     workers: int            # Processes that worked, 0 for this one
     seconds: float          # From the first look at the store to the last image
@@ -367,27 +360,28 @@ def _row(sample_id: str, record: dict, cached: bool, rebuilt: bool) -> dict:
                     'seconds': 0. if cached else record.get('seconds', 0.)}
 
 
-def _frame(rows: list[dict], index: pd.Index) -> pd.DataFrame:
+def _frame(rows: list[dict], index: 'pd.Index') -> 'pd.DataFrame':
     "The rows under the manifest's index; types hold also where there are none."
+    import pandas as pd
     kinds = {'ok': bool, 'lost': bool, 'cached': bool, 'rebuilt': bool, 'seconds': float}
     return pd.DataFrame({c: pd.Series([r.get(c) for r in rows], index=index, dtype=kinds.get(c, object)) for c in COLUMNS})
 
 # %% ../nbs/15_ingest.ipynb #ded1db4e
-def _hashed(path: str) -> str: return _stamp(path) and hash_file(path)
+def _hashed(path: str) -> str: return file_stamp(path) and hash_file(path)
 
 
-def _sources(manifest: pd.DataFrame, workers: int | None, progress: bool) -> list[Source | dict]:
+def _sources(manifest: 'pd.DataFrame', workers: int | None, progress: bool) -> list[Source | dict]:
     "For each row its source, or the record of why it has none. Rows of one content share one source."
-    column = lambda name: [('' if pd.isna(v) else str(v)) for v in manifest[name]] if name in manifest else [''] * len(manifest)
-    paths, hashes, sides, problems = column('path'), column('file_hash'), column('laterality'), {}
+    column = lambda name: manifest[name].fillna('').astype(str).tolist() if name in manifest else [''] * len(manifest)
+    paths, hashes, sides, stamps, problems = column('path'), column('file_hash'), column('laterality'), column('stamp'), {}
     todo = [i for i, h in enumerate(hashes) if not h]
     for o in jobs.map(_hashed, [paths[i] for i in todo], workers=workers if len(todo) > 100 else 0, desc='hashing', progress=progress):
         if o.ok: hashes[todo[o.index]] = o.value
         else: problems[todo[o.index]] = _refusal('', o.error)
     files = {}
-    for i, (p, h, s) in enumerate(zip(paths, hashes, sides)):
-        if i not in problems: files.setdefault((h, s), []).append(p)
-    shared = {(h, s): Source(h, s, tuple(dict.fromkeys(ps))) for (h, s), ps in files.items()}
+    for i, (p, h, s, t) in enumerate(zip(paths, hashes, sides, stamps)):
+        if i not in problems: files.setdefault((h, s), {}).setdefault(p, t)
+    shared = {(h, s): Source(h, s, tuple(ps), tuple(ps.values())) for (h, s), ps in files.items()}
     return [problems.get(i) or shared[h, s] for i, (h, s) in enumerate(zip(hashes, sides))]
 
 # %% ../nbs/15_ingest.ipynb #0dbe79dc
@@ -400,7 +394,7 @@ def _open(store: PixelStore | MemoryStore | None, keys: list[str], progress: boo
     return {k: r for k, (r, _) in zip(keys, loaded) if r}, {k for k, (_, damaged) in zip(keys, loaded) if damaged}
 
 # %% ../nbs/15_ingest.ipynb #49199c18
-def ingest(manifest: pd.DataFrame,            # One row an image; `path`, and where known `file_hash`, `laterality`, `sample_id`
+def ingest(manifest: 'pd.DataFrame',          # One row an image; `path`, and where known `file_hash`, `laterality`, `sample_id`
            prep: Prep,                        # The preprocessing
            store: str | Path | PixelStore | MemoryStore | None,  # Folder or store; None decodes to see whether it can be done, and keeps nothing
            workers: int | None = None,        # Processes; None: one a usable CPU; 0: this process, which a bad file can then crash
@@ -457,7 +451,7 @@ class Pixels:
 CACHE_MODES = ('none', 'memory', 'disk')
 
 
-def open_pixels(manifest: pd.DataFrame,             # As in `ingest`
+def open_pixels(manifest: 'pd.DataFrame',           # As in `ingest`
                 prep: Prep,                         # The preprocessing
                 cache_mode: str = 'disk',           # Where decoded images are kept
                 store_dir: str | Path | None = None,  # The store's folder, needed for `disk`

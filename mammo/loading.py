@@ -81,17 +81,18 @@ class EpochBatches:
                  batch_size: int,
                  seed: int = 42,
                  shuffle: bool = False,   # A new order each epoch; else by position
+                 skip: int = 0,           # Batches left out at the beginning
                  ):
-        self.n, self.batch_size, self.seed, self.shuffle, self.epoch = n, batch_size, seed, shuffle, 0
+        self.n, self.batch_size, self.seed, self.shuffle, self.skip, self.epoch = n, batch_size, seed, shuffle, skip, 0
 
     def order(self) -> np.ndarray:
         return np.random.default_rng([self.seed, self.epoch]).permutation(self.n) if self.shuffle else np.arange(self.n)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = self.order().tolist()
-        for a in range(0, self.n, self.batch_size): yield [(self.epoch, i) for i in order[a:a + self.batch_size]]
+        for a in range(self.skip * self.batch_size, self.n, self.batch_size): yield [(self.epoch, i) for i in order[a:a + self.batch_size]]
 
-    def __len__(self) -> int: return -(-self.n // self.batch_size)
+    def __len__(self) -> int: return max(0, -(-self.n // self.batch_size) - self.skip)
 
 # %% ../nbs/16_loading.ipynb #0ba1f6d7
 def auto_workers(device: str = 'cpu') -> int:  # Loader processes
@@ -100,10 +101,10 @@ def auto_workers(device: str = 'cpu') -> int:  # Loader processes
     return 0 if device == 'cpu' else max(1, min(8, cpus - 1))
 
 
-def make_loader(images: Images, batch_size: int, shuffle: bool = False, workers: int = 0, pin: bool = False) -> DataLoader:
+def make_loader(images: Images, batch_size: int, shuffle: bool = False, workers: int = 0, pin: bool = False, skip: int = 0) -> DataLoader:
     "A loader whose `batch_sampler.epoch` decides what it gives."
     if workers < 0: raise ConfigError(f'is {workers}', 'Use 0 or more, or leave it out.', where='--num-workers')
-    batches = EpochBatches(len(images), batch_size, images.seed, shuffle)
+    batches = EpochBatches(len(images), batch_size, images.seed, shuffle, skip)
     own = torch.Generator().manual_seed(images.seed)  # else a loader draws from torch's own, and dropout would depend on the number of workers
     return DataLoader(images, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin, generator=own)
 

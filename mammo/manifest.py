@@ -116,9 +116,9 @@ def _without_copies(frame: pd.DataFrame, label_columns: list[str], audit: list) 
     return frame.drop(index=lost)
 
 # %% ../nbs/12_manifest.ipynb #7e674b9f
-COLUMNS = ('sample_id', 'path', 'rel_path', 'file_hash', 'patient_key', 'exam_id', 'laterality', 'view', 'target', 'label', 'role', 'manufacturer', 'site', 'age',
+COLUMNS = ('sample_id', 'path', 'rel_path', 'file_hash', 'stamp', 'patient_key', 'exam_id', 'laterality', 'view', 'target', 'label', 'role', 'manufacturer', 'site', 'age',
            'sex', 'intent', 'view_modifier', 'implant', 'acquired', 'rows', 'columns')
-NEEDED = COLUMNS[:7] + ('view', 'label', 'role')
+NEEDED = ('sample_id', 'path', 'rel_path', 'file_hash', 'patient_key', 'exam_id', 'laterality', 'view', 'label', 'role')
 ROLES = ('train', 'val', 'cal', 'test')
 
 
@@ -373,6 +373,7 @@ def check_classes(manifest: pd.DataFrame,  # One row an image
 def select_readable(data: DataSet,                             # From an adapter
                     report: pd.DataFrame | np.ndarray | None = None,  # Ingest's frame (`ok`, `reason`, `detail`), or one bool a row; None: headers only
                     min_readable: float = 0.95,                # Smallest share of the files, 0 to 1
+                    classes: bool = True,                      # Every class of the task has to occur, as training needs it
                     ) -> DataSet:                              # Without the rows that failed; they are in its audit
     "What can be used. Raises DataError where too many files cannot be read, or a class has no image left."
     m = data.manifest
@@ -390,7 +391,7 @@ def select_readable(data: DataSet,                             # From an adapter
     if total == 0 or (total - lost) / total < min_readable:
         why = ', '.join(f'{n} × {d}' for d, n in Counter(r['detail'] or r['reason'] for r in audit if r['reason'] in LOST).most_common(3)) or 'nothing is left'
         raise DataError(f'only {total - lost} of {total} files can be read ({why})', f'Mend them, or lower --min-readable ({min_readable:g}).', where=data.name)
-    if data.task: check_classes(kept, data.task)
+    if data.task and classes: check_classes(kept, data.task)
     return DataSet(data.name, data.task, kept, audit)
 
 # %% ../nbs/12_manifest.ipynb #8e6d2282
@@ -418,6 +419,12 @@ def unlabelled(paths: str | Path | Sequence[str | Path],    # A folder, files, t
     root = places[0] if len(places) == 1 and places[0].is_dir() else os.path.commonpath([os.path.abspath(r['path'].parent) for r in rows] or ['.'])
     files = pd.DataFrame(rows, columns=['path', 'exam']).drop_duplicates('path')
     return assemble('unlabelled', None, files, root, audit, unique=False, **how)
+
+
+def _unlabelled(dicom_root: Path, csv: Path | None = None, **how) -> DataSet: return unlabelled(csv or dicom_root, dicom_root, **how)
+
+
+DATASETS['unlabelled'] = _unlabelled  # for `embed`, which needs no labels
 
 # %% ../nbs/12_manifest.ipynb #cf5c6058
 def manifest_record(data: DataSet,              # With roles, where they were assigned

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models as tv
 
-from .config import ModelConfig
+from .config import BackboneConfig, ModelConfig
 from .core import ConfigError, InputSpec, WeightsError, hash_file
 
 # %% ../nbs/20_models.ipynb #0925501b
@@ -110,13 +110,23 @@ class Classifier(nn.Module):
         return self
 
 # %% ../nbs/20_models.ipynb #708868c0
-def build(row: Backbone, out_dim: int, dropout: float = .2, state: dict[str, Tensor] | None = None) -> Classifier:
+def build(row: Backbone, out_dim: int, dropout: float = .2, state: dict[str, Tensor] | None = None, channels: int = 3) -> Classifier:
     "A classifier from a row; `state` is a torchvision state dict without its classifier. Weights come from torch's global seed."
     body = tv.get_model(row.name, weights=None)
     if state is not None: _load_body(body, state, row)
+    if channels == 1: _one_channel(body)
     return Classifier(row, body, out_dim, dropout)
 
 # %% ../nbs/20_models.ipynb #6ac2eb5f
+def _one_channel(body: nn.Module) -> None:
+    "The first convolution takes a grey channel; its filters are the colour filters, added up."
+    name, conv = next((n, m) for n, m in body.named_modules() if isinstance(m, nn.Conv2d))
+    grey = nn.Conv2d(1, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=conv.bias is not None)
+    grey.load_state_dict(conv.state_dict() | {'weight': conv.weight.detach().sum(1, keepdim=True)})
+    parent, _, leaf = name.rpartition('.')
+    setattr(body.get_submodule(parent), leaf, grey)
+
+
 def _head_keys(body: nn.Module) -> set[str]: return {k for k in body.state_dict() if k.startswith(('classifier.', 'fc.'))}
 
 
@@ -209,11 +219,13 @@ def published_weights(row: Backbone) -> Path:  # A file in torch's cache
     return path
 
 # %% ../nbs/20_models.ipynb #6081e41f
-def _spec(cfg: ModelConfig, row: Backbone, file: Path | None) -> tuple[InputSpec, str]:
+def _spec(cfg: BackboneConfig, row: Backbone, file: Path | None) -> tuple[InputSpec, str]:
     beside = file.with_suffix('.json') if file else None
     if cfg.input_spec: spec, source = _json_spec(Path(cfg.input_spec), '--input-spec'), 'file given by --input-spec'
     elif beside and beside.exists(): spec, source = _json_spec(beside, 'the JSON beside --weights'), 'JSON beside the weights'
     else: spec, source = _published_spec(row), 'torchvision record'
+    if cfg.channels < spec.channels: spec = replace(spec, channels=1, mean=(sum(spec.mean) / 3,), std=(sum(spec.std) / 3,))
+    if cfg.channels > spec.channels: raise ConfigError('is 3, and the input is described for one channel', 'Add --channels 1.', where='--channels')
     if cfg.mean or cfg.std: spec, source = replace(spec, mean=cfg.mean or spec.mean, std=cfg.std or spec.std), 'flags'
     return spec, source
 
@@ -223,7 +235,7 @@ def _json_spec(path: Path, what: str) -> InputSpec:
     except (OSError, ValueError, TypeError) as e: raise ConfigError(f'cannot be read ({e})', 'It holds {"mean": [...], "std": [...]}.', where=f'{what} {path}') from e
 
 # %% ../nbs/20_models.ipynb #6b6bdebb
-def find_weights(cfg: ModelConfig) -> Weights:
+def find_weights(cfg: BackboneConfig) -> Weights:
     "What `--weights` means, loaded and accounted for."
     row = backbone(cfg.arch)
     if cfg.weights == 'none': return Weights(None, *_with_record(cfg, row, None, 'none'))
@@ -242,7 +254,7 @@ def make_model(cfg: ModelConfig, out_dim: int, img_size: int) -> tuple[Classifie
     "A classifier with its open stages set, the input it wants, and where its weights come from."
     row, w = backbone(cfg.arch), find_weights(cfg)
     if not 0 <= cfg.dropout < 1: raise ConfigError(f'is {cfg.dropout}', 'Use 0 or more and less than 1.', where='--dropout')
-    model = build(row, out_dim, cfg.dropout, w.state)
+    model = build(row, out_dim, cfg.dropout, w.state, cfg.channels)
     folded = w.state is not None and norms_are_folded(w.state)
     model.freeze_bn = {'yes': True, 'no': False}.get(cfg.freeze_bn, folded)
     record = w.record | {'input_spec': w.spec.to_dict() | {'size': img_size}, 'norms_folded': folded, 'freeze_bn': model.freeze_bn}

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from .breast import Prep
-from .config import ImageConfig, OptimConfig, PredictConfig, TrainConfig, fingerprint, flat
+from .config import EmbedConfig, ImageConfig, OptimConfig, PredictConfig, TrainConfig, fingerprint, flat
 from .core import ConfigError, DataError, RunError, Task, provenance
 from .dicom import Limits, ReadOptions
 from .evaluation import prediction_table, role_note, write_role
@@ -41,13 +41,13 @@ def prep_of(cfg: ImageConfig) -> Prep:
     return Prep(size=cfg.img_size, fit=cfg.fit, region=cfg.region, bits=cfg.store_bits, stretch=cfg.stretch, voi=cfg.voi, window=cfg.window)
 
 
-def read_options(cfg: TrainConfig) -> ReadOptions:
+def read_options(cfg: TrainConfig | EmbedConfig) -> ReadOptions:
     "What is let through, what is not even tried, and how grey values are made."
     limits = Limits(file_mb=cfg.data.max_file_mb, pixels=int(cfg.data.max_megapixels * 1e6))
     return ReadOptions(voi=cfg.image.voi, window=cfg.image.window, keep=cfg.data.keep, limits=limits)
 
 
-def cache_folder(cfg: TrainConfig) -> Path:
+def cache_folder(cfg: TrainConfig | EmbedConfig) -> Path:
     "The pixel store: as given, else `cache/` beside the output folder, so that all runs there share it."
     return Path(cfg.image.cache_dir or Path(cfg.run.outdir).parent / 'cache')
 
@@ -70,24 +70,34 @@ class Material:
         return Images(self.pixels.take(at), target, rows.sample_id, augment, seed), rows
 
 
-def gather(data: DataSet, cfg: TrainConfig, run: RunDir | None = None) -> Material:
+def gather(data: DataSet,
+           cfg: TrainConfig | EmbedConfig,                # Its groups data, image and run
+           run: RunDir | None = None,                     # Gets `data_manifest.json`
+           needed: tuple[str, ...] = ('train', 'val'),    # Roles that must have a patient; with none, classes may be missing and labels unknown
+           ) -> Material:
     "Decode all, drop what cannot be read (with a limit), deal out patients, and write down what was done."
+    if needed: _need_labels(data)
     c, workers = cfg.data, None if cfg.run.num_workers < 0 else cfg.run.num_workers
     pixels = open_pixels(data.manifest, prep_of(cfg.image), cfg.image.cache_mode, cache_folder(cfg), workers, c.keep, read_options(cfg).limits)
     frame = pixels.report.frame
     summary = pixels.report.summary()
     if run: run.write_json('manifest', manifest_record(data) | {'ingest': summary, 'refused': frame[~frame.ok][['sample_id', 'reason', 'detail']].to_dict('records')})
     log.info('%d images, %d readable, %d decoded, %d from the store', len(frame), frame.ok.sum(), summary['decoded'], summary['from_store'])
-    kept = select_readable(data, frame, c.min_readable)
-    manifest = assign_roles(kept.manifest, c.val_split, c.test_split, c.cal_split, c.split_seed, [l for l in label_columns(kept.task) if l != 'target'])
-    for role in ('train', 'val'):
+    kept = select_readable(data, frame, c.min_readable, bool(needed))
+    manifest = kept.manifest if data.task is None else assign_roles(kept.manifest, c.val_split, c.test_split, c.cal_split, c.split_seed, [l for l in label_columns(kept.task) if l != 'target'])
+    for role in needed:
         if not (manifest.role == role).any(): raise DataError(f'no patient is left for {role}', 'Add patients, or change --val-split.', where=data.name)
     summary['remarks'] = {name: list(notes) for name, notes in zip(frame.sample_id, frame.notes) if notes}
-    material = Material(DataSet(kept.name, kept.task, manifest, kept.audit), pixels.take(frame.ok.to_numpy(bool)), split_proof(manifest), summary)
+    proof = split_proof(manifest) if data.task else {}
+    material = Material(DataSet(kept.name, kept.task, manifest, kept.audit), pixels.take(frame.ok.to_numpy(bool)), proof, summary)
     if run: _record(run, material)
     return material
 
 # %% ../nbs/34_pipeline.ipynb #d2bb735b
+def _need_labels(data: DataSet) -> None:
+    if data.task is None: raise ConfigError('has no labels to learn from', 'Use embed or predict, or give a table of labels.', where=f'--dataset {data.name}')
+
+
 def _record(run: RunDir, m: Material) -> None:
     "`data_manifest.json`; a resumed run has to find the images it began with."
     if run.has('last') and (old := read_checkpoint(run.file('last')).get('data_hash')) != m.proof['hash']:
@@ -113,6 +123,7 @@ def class_weights(wanted: str,          # `auto`, `none`, or numbers such as `1,
 def train(data: DataSet, cfg: TrainConfig) -> RunDir:  # Finished
     "Train on a data set and evaluate. Every setting, file and figure ends in the run directory."
     clock = time.perf_counter()
+    _need_labels(data)
     torch.manual_seed(cfg.run.seed)
     fabric = make_fabric(cfg.run.device, cfg.run.precision)
     if cfg.optim.class_weights != 'auto': class_weights(cfg.optim.class_weights, pd.DataFrame(), data.task)  # a mistake is told before an hour of decoding
@@ -122,9 +133,9 @@ def train(data: DataSet, cfg: TrainConfig) -> RunDir:  # Finished
         log.info('run %s: %s, %s, %s on %s, %s', run.path, data, cfg.model.arch, fabric.precision_name, fabric.device, count_parameters(model))
         if weights['norms_folded']: log.info('the weights have their BatchNorms folded in: statistics are %s', 'kept' if model.freeze_bn else 'NOT kept')
         material = gather(data, cfg, run)
-        images, rows = material.part('train', cfg.run.seed, Augment() if cfg.image.augment else None)
+        images, rows = material.part('train', cfg.run.seed, Augment() if cfg.optim.augment else None)
         objective = objective_for(data.task, cfg.optim.loss, class_weights(cfg.optim.class_weights, rows, data.task))
-        learner = Learner(model, data.task, objective, spec, fabric)
+        learner = Learner(model, spec, fabric, data.task, objective)
         extra = {'prep': prep_of(cfg.image).to_dict(), 'keep': list(cfg.data.keep), 'data_hash': material.proof['hash'], 'seed': cfg.run.seed}
         progress = fit(learner, images, material.part('val')[0], run, cfg.optim, cfg.run, extra)
         metrics = evaluate_roles(run, learner, material, cfg)

@@ -23,10 +23,8 @@ from io import StringIO
 from pathlib import Path
 
 # %% ../nbs/11_scan.ipynb #ce60e169
-import pandas as pd
-
 from . import dicom, grey, jobs
-from .core import ConfigError, DataError, MammoError, hash_file, stable_hash, user_key
+from .core import ConfigError, DataError, MammoError, file_stamp, hash_file, stable_hash, user_key
 from .dicom import NotEligible, ReadOptions, read_header
 
 # %% ../nbs/11_scan.ipynb #41997520
@@ -75,8 +73,9 @@ def _cell(text: str) -> str:
 # %% ../nbs/11_scan.ipynb #852eebc5
 def read_table(csv: str | Path,   # Comma, semicolon or tab between the cells; UTF-8, UTF-16 or Latin-1
                flag: str = '--csv',  # What an error calls it
-               ) -> pd.DataFrame:  # Every cell as text; '' where there is none
+               ) -> 'pd.DataFrame':  # Every cell as text; '' where there is none
     "A CSV with its cells as they were written."
+    import pandas as pd
     path, where = Path(csv), f'{flag} {csv}'
     try: text = _decode(path.read_bytes())
     except OSError as e: raise ConfigError(f'cannot be read ({e.strerror})', 'Give the CSV file with the labels.', where=where) from None
@@ -108,7 +107,7 @@ NAMES = {
 }
 
 
-def find_column(table: pd.DataFrame,  # From `read_table`
+def find_column(table: 'pd.DataFrame',  # From `read_table`
                 meaning: str,         # A key of `NAMES`
                 ) -> str:             # The column's name in this table; '' where it has none
     "Which column means what, whatever its case, hyphens and accents."
@@ -189,15 +188,9 @@ MANY = 200          # files from which worker processes and a progress bar pay
 SCAN_VERSION = 1    # of the records below
 
 
-def _stamp(path: str) -> str:
-    "Changes whenever the file does; the change time also notices a replaced file with an old date."
-    s = os.stat(path)
-    return f'{s.st_size}.{s.st_mtime_ns}.{s.st_ctime_ns}'
-
-
 def _scan_one(path: str, key: bytes, options: ReadOptions) -> dict:
     "Header fields, hash and stamp of one file; the stamp is taken first, so that a change meanwhile makes it stale."
-    stamp = _stamp(path)
+    stamp = file_stamp(path)
     return {**read_header(path, key=key, options=options).to_dict(), 'file_hash': hash_file(path), 'stamp': stamp, 'reason': '', 'detail': ''}
 
 
@@ -246,7 +239,7 @@ class _ScanCache(_CacheFile):
     def get(self, path: str) -> dict | None:
         "The record, where the file is still the one it was made from."
         row = self.db.execute('SELECT stamp, context, record FROM scan WHERE file = ?', (self.mac(os.path.abspath(path)),)).fetchone()
-        try: return json.loads(row[2]) if row and row[:2] == (_stamp(path), self.context) else None
+        try: return json.loads(row[2]) if row and row[:2] == (file_stamp(path), self.context) else None
         except (OSError, ValueError): return None
 
     def put(self, path: str, record: dict):
@@ -270,8 +263,9 @@ def scan(paths: Iterable[str | Path],        # Files, in any order
          cache: str | Path | None = None,    # Folder of the scan cache; None for none
          options: ReadOptions = ReadOptions(),  # Limits, and which unwanted kinds to keep
          progress: bool = True,              # A bar on stderr for long scans
-         ) -> pd.DataFrame:  # One row a path in its order: path, rel_path, file_hash, header fields; `reason` and `detail` say what failed, '' if nothing
+         ) -> 'pd.DataFrame':  # One row a path in its order: path, rel_path, file_hash, header fields; `reason` and `detail` say what failed, '' if nothing
     "Header and SHA-256 of every file in one pass. A file that fails has a row as well."
+    import pandas as pd  # not above: worker processes load this module
     paths, key = [str(p) for p in paths], user_key() if key is None else key
     store = _ScanCache(cache, key, options) if cache else None
     rows = {i: r for i, p in enumerate(paths) if (r := store.get(p))} if store else {}
@@ -294,6 +288,7 @@ GIVEN = ('label', 'patient', 'exam', 'sample', 'laterality', 'view', 'age', 'sex
 def plain_texts(values: Iterable,  # Cells of any type
                 ) -> list[str]:    # Trimmed; '' for None and NaN
     "Cells as text."
+    import pandas as pd
     return ['' if pd.isna(v) else str(v).strip() for v in values]
 
 
@@ -309,13 +304,14 @@ def side(text: object,  # As tables and headers write it, in English or Portugue
     return {'l': 'L', 'left': 'L', 'esquerda': 'L', 'r': 'R', 'right': 'R', 'direita': 'R'}.get(str(text).strip().lower(), '')
 
 # %% ../nbs/11_scan.ipynb #9941755c
-def scan_listed(frame: pd.DataFrame,  # One row a file: `path`, `rel_path` and all of `GIVEN`, '' where unknown
+def scan_listed(frame: 'pd.DataFrame',  # One row a file: `path`, `rel_path` and all of `GIVEN`, '' where unknown
                 root: str | Path,     # Relative paths start here
                 key: bytes,           # For patient pseudonyms
                 audit: list[dict],    # Gets a row for each file that failed
                 **how,                # workers, cache, options, progress: as in `scan`
-                ) -> pd.DataFrame:    # The files that have a header, with its fields, `file_hash`, `exam_id` and `view_modifier`
+                ) -> 'pd.DataFrame':    # The files that have a header, with its fields, `file_hash`, `exam_id` and `view_modifier`
     "What source and header know of each file; the source comes first."
+    import pandas as pd
     frame = frame.reset_index(drop=True)
     found = scan(frame.path, root, key=key, **how)
     for r, s in zip(frame.itertuples(), found.itertuples()):

@@ -41,7 +41,7 @@ def torch_home(tmp_path_factory):
     home = tmp_path_factory.mktemp('torch')
     old = os.environ.get('TORCH_HOME')
     os.environ['TORCH_HOME'] = str(home)
-    for name in ('efficientnet_b0', 'resnet18', 'mobilenet_v2'):
+    for name in ('efficientnet_b0', 'resnet18', 'resnet50', 'mobilenet_v2'):
         torch.manual_seed(0)
         path = weights_cache(BACKBONES[name])
         path.parent.mkdir(parents=True, exist_ok=True)

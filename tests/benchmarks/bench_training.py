@@ -23,7 +23,7 @@ def learner(open_stages) -> Learner:
     torch.manual_seed(0)
     task = Task('density', ('1', '2', '3', '4'))
     objective = objective_for(task, class_weights=(1., 1., 1., 1.))
-    return Learner(build(backbone(ARCH), 4).open(open_stages), task, objective, InputSpec(size=SIZE), make_fabric('cpu'))
+    return Learner(build(backbone(ARCH), 4).open(open_stages), InputSpec(size=SIZE), make_fabric('cpu'), task, objective)
 
 
 def engine(l: Learner, images: Images) -> float:
