@@ -65,7 +65,7 @@ def make_pipeline(method: Method, seed: int = 42):  # A scikit-learn `Pipeline`,
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
     models = {LINEAR: lambda: LogisticRegression(C=1.0, max_iter=1000), SVM: lambda: SVC(C=1.0, kernel='rbf', gamma='scale'),
-              FOREST: lambda: RandomForestClassifier(100, max_depth=10, random_state=seed), EXTRA: lambda: ExtraTreesClassifier(500, random_state=seed),
+              FOREST: lambda: RandomForestClassifier(100, max_depth=10, random_state=seed, n_jobs=-1), EXTRA: lambda: ExtraTreesClassifier(500, random_state=seed, n_jobs=-1),
               MAJORITY: lambda: DummyClassifier(strategy='most_frequent')}
     if method.model not in models: raise ConfigError(f'there is no model {method.model!r}', f'Known are {", ".join(models)}.', where='method')
     steps = [('scale', StandardScaler())] + [('pca', PCA(.95, svd_solver='full'))] * method.pca
@@ -234,6 +234,7 @@ def forest_plot(lines: list[dict], k: int):  # `matplotlib.figure.Figure`
         ax.set_xlabel(TITLES[f])
         ax.spines[['top', 'right']].set_visible(False)
         ax.grid(axis='x', color='0.92')
+    axes[0].set_ylim(-.6, len(lines) - .4)
     axes[0].set_yticks(range(len(lines)), [l['method'] for l in reversed(lines)], fontsize=8)
     return fig
 
@@ -248,6 +249,7 @@ def baselines(cfg: BaselinesConfig) -> RunDir:  # Finished
             log.info('the report is there already, made from the same features and settings: nothing to do')
             return run
         rows = without_test(t.table.rename(columns={'Split': 'role'}))
+        group_folds(rows, cfg.folds, cfg.seed)  # too few patients are told before an hour of descriptors
         sets, problems = _sets(t, rows, cfg, workers, run)
         whole = np.all([np.isfinite(x).all(1) for x in sets.values()], axis=0)
         rows, sets = rows[whole].reset_index(drop=True), {k: x[whole] for k, x in sets.items()}

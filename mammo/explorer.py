@@ -84,12 +84,13 @@ def _redraw(self: Explorer, _=None) -> None:
     from ipympl.backend_nbagg import Canvas, FigureManager
     p = read_map(self.run, self.map.value)
     fig = scatter(p, *self.colours[self.by.value])
-    fig.set_size_inches(6, 5.4)
+    fig.set_size_inches(5.4, 5.4)
     self.coords, self.ax = p.coords, fig.axes[0]
     self.mark = self.ax.plot([], [], 'o', ms=13, mfc='none', mec='#CC0000', mew=2, zorder=9)[0]
     canvas = Canvas(fig)
     FigureManager(canvas, 0)
     canvas.header_visible = canvas.footer_visible = False
+    canvas.toolbar_position = 'top'
     canvas.mpl_connect('motion_notify_event', self._moved)
     canvas.mpl_connect('button_press_event', self._clicked)
     self.canvas, self.kept, self.place.children = canvas, False, (canvas,)
@@ -108,7 +109,8 @@ Explorer._redraw, Explorer.nearest = _redraw, _nearest
 def _show(self: Explorer, i: int) -> None:
     "The picture and the facts of a row."
     self.row, r = i, self.t.table.iloc[i]
-    known = [f'{k} {v}' for k, v in (('class', r.get('label')), ('', r.get('laterality')), ('', r.get('view')), ('', r.get('manufacturer')), ('split', r.get('Split'))) if v]
+    codes, names = classes_of(self.t)
+    known = [f'{k} {v}' for k, v in (('class', names[codes[i]] if self.t.task and codes[i] >= 0 else ''), ('', r.get('laterality')), ('', r.get('view')), ('', r.get('manufacturer')), ('split', r.get('Split'))) if v]
     try: self.picture.value, problem = self.pictures.png(i), ''
     except (MammoError, OSError) as e: self.picture.value, problem = b'', f'<br>cannot be shown: {getattr(e, "what", None) or type(e).__name__}'
     self.text.value = f'<b>{_plain(r.sample_id)}</b><br>{_plain(", ".join(s.strip() for s in known))}{problem}'
