@@ -88,12 +88,15 @@ def bootstrap(answers: dict[str, list[tuple]],  # Model → `(decoded (N,), scor
     "Figures of every model on the same resampled patients, mean over the repeats."
     group, n = patient_index(patients, len(target))
     counts = np.concatenate([np.ones((n, 1)), resample_counts(n, n_boot, seed)], 1).astype(float)
+    support = np.stack([np.bincount(group, target == c, n) for c in np.unique(target)])
+    lost = ~(support @ counts > 0).all(0)  # resamples without one of the classes; their mean over classes is another figure
     step = max(16, 2 ** 19 // max(len(target), 1))
     out = {}
     for name, repeats in answers.items():
         if not repeats: raise ConfigError(f'{name} has no answers', where='bootstrap')
         each = [score_statistic(target, d, s, group, n, *fold) for d, s, *fold in repeats]
         out[name] = np.concatenate([np.mean([e(counts[:, i:i + step]) for e in each], 0) for i in range(0, counts.shape[1], step)])
+        out[name][np.ix_(lost, [FIGURES.index(f) for f in ('balanced_accuracy', 'macro_f1', 'auroc_macro')])] = np.nan
     return out
 
 

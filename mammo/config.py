@@ -72,7 +72,7 @@ class BackboneConfig:
     "Which network, from which weights, and how its input is written."
     arch: str = 'efficientnet_b0'       # Backbone by name, e.g. efficientnet_b0 resnet50 densenet121 efficientnet_v2_s mobilenet_v2
     weights: str = 'default'            # default (torchvision's ImageNet weights), none, or a file
-    channels: Literal[1, 3] = 3         # 3 repeats the grey image; 1 adds up the first filters over the colours
+    channels: Literal[1, 3] = 3         # 3 repeats the grey image; 1 adds up the first filters over the colours, which gives slightly other features
     input_spec: Path | None = None      # JSON with mean, std, range for a weights file; default: a .json beside it, else torchvision's record
     mean: tuple[float, ...] = ()        # Input mean by channel, instead of the record's
     std: tuple[float, ...] = ()         # Input deviation by channel, instead of the record's
@@ -241,7 +241,7 @@ class BaselinesConfig:
     embeddings_dir: Path                                   # A folder made by embed
     outdir: Path = Path('outputs/embeddings_baselines')    # Gets report.md, report.json and a figure
     dicom_root: Path | None = None                         # Where the images lie now; default: where embed found them
-    descriptors: bool = True                               # Compare with hand-made descriptors, for which the images are read; --no-descriptors leaves them out
+    descriptors: bool = True                               # Compare with hand-made descriptors and percent density, for which the images are read; --no-descriptors leaves both out
     folds: int = 5                                         # Parts into which the patients are dealt
     repeats: int = 3                                       # How often they are dealt, with seeds --seed, --seed + 1, …
     seed: int = 42                                         # Of the folds and of the models

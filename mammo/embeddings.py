@@ -20,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .config import BackboneConfig, EmbedConfig, MapsConfig, differences, flat
-from .core import RunError, hash_file, provenance, stable_hash
+from .core import ConfigError, DataError, RunError, hash_file, provenance, stable_hash
 from .fusion import FeatureTable, load_features
 from .loading import Images, auto_workers, make_loader
 from .manifest import DENSITY, DENSITY_5, DataSet
@@ -74,7 +74,7 @@ def extract(encoder: Encoder,
     n, width, device, file = len(images), encoder.model.row.width, encoder.fabric.device.type, Path(file)
     head = _head(n, width)
     done = _batches_done(file, head, n, width, batch_size)
-    before = min(done * batch_size, n)
+    if before := min(done * batch_size, n): log.info('going on: %d of %d images were done before', before, n)
     loader = make_loader(images, batch_size, workers=auto_workers(device), pin=device == 'cuda', skip=done)
     with open(file, 'r+b' if done else 'wb') as f, tqdm(total=n, initial=before, unit='img', desc='embed', delay=2, disable=not progress) as bar:
         if not done: f.write(head)
@@ -103,7 +103,7 @@ def deciding(cfg: EmbedConfig, data: DataSet, record: dict) -> dict:  # JSON-rea
     free = {'csv', 'dicom_root', 'dataset', 'min_readable', 'cache_mode', 'cache_dir', 'weights', 'input_spec', 'mean', 'std'}
     settings = {k: v for k, v in (flat(cfg.data) | flat(cfg.image) | flat(cfg.model)).items() if k not in free}
     columns = [c for c in ('sample_id', 'file_hash', 'label', 'patient_key', 'rel_path') if c in data.manifest]
-    return settings | {'batch_size': cfg.run.batch_size, 'precision': cfg.run.precision, 'weights': record['sha256'] or f'none, seed {cfg.run.seed}',
+    return settings | {'precision': cfg.run.precision, 'weights': record['sha256'] or 'none', 'seed': None if record['sha256'] else cfg.run.seed,
                        'input_spec': record['input_spec'], 'images': stable_hash(data.manifest[columns].astype(str).to_numpy().tolist(), 64)}
 
 
@@ -116,11 +116,21 @@ def embed_features(data: DataSet,      # With or without labels
     "Features and table of a data set in one folder. What is there already is not made again."
     encoder, record = make_encoder(cfg.model, cfg.image.img_size, cfg.run.device, cfg.run.precision, cfg.run.seed)
     with flat_run(cfg.run.outdir, deciding(cfg, data, record), flat(cfg), cfg.run.overwrite, _differ) as run, logged(run):
-        if all(run.has(k) for k in ('summary', 'features', 'joined')): log.info('features are there already, made from the same images and settings: nothing to extract')
+        if _whole(run, cfg.run.overwrite): log.info('features are there already, made from the same images and settings: nothing to extract')
         else: _extract(run, data, cfg, encoder, record)
     return run
 
 # %% ../nbs/40_embeddings.ipynb #2cfca0e3
+def _whole(run: RunDir, overwrite: bool) -> bool:
+    "Whether the folder holds a finished extraction. A damaged one is an error, or made anew with `--overwrite`."
+    if not run.has('summary'): return False
+    try: return load_features(run.path) is not None
+    except RunError as e:
+        if not overwrite: raise
+        log.warning('%s: made anew', e.what)
+        return False
+
+
 def _extract(run: RunDir, data: DataSet, cfg: EmbedConfig, encoder: Encoder, record: dict) -> None:
     "`joined.csv`, `features.npy`, `data_manifest.json`, `summary.json`."
     clock = time.perf_counter()
@@ -132,12 +142,11 @@ def _extract(run: RunDir, data: DataSet, cfg: EmbedConfig, encoder: Encoder, rec
     images = Images(material.pixels, np.zeros(len(material.pixels), np.int64), material.data.manifest.sample_id)
     start = time.perf_counter()
     before = extract(encoder, images, part, cfg.run.batch_size)
-    if before: log.info('%d of %d images were done before', before, len(images))
     speed = (len(images) - before) / max(time.perf_counter() - start, 1e-9)
-    facts = {'features_sha256': hash_file(part), 'seconds': round(time.perf_counter() - clock, 2), 'images_per_second': round(speed, 1), 'resumed_at': before}
+    facts = {'features_sha256': hash_file(part), 'joined_sha256': hash_file(run.file('joined')), 'seconds': round(time.perf_counter() - clock, 2), 'images_per_second': round(speed, 1), 'resumed_at': before}
     os.replace(part, run.file('features'))
     run.write_json('summary', _summary(cfg, encoder, material, record) | facts)
-    log.info('%d images × %d features in %.0f s, %.1f images/s in the network', len(images), encoder.model.row.width, facts['seconds'], speed)
+    log.info('%d images × %d features; %d of them now, in %.0f s, %.1f images/s in the network', len(images), encoder.model.row.width, len(images) - before, facts['seconds'], speed)
 
 # %% ../nbs/40_embeddings.ipynb #e78ac18a
 def _root(manifest: pd.DataFrame) -> str:
@@ -159,8 +168,8 @@ def _summary(cfg: EmbedConfig, encoder: Encoder, m: Material, record: dict) -> d
 
 # %% ../nbs/40_embeddings.ipynb #7b2f350a
 def classes_of(t: FeatureTable) -> tuple[np.ndarray, tuple[str, ...]]:  # (N,) class of each image, −1 where unknown; names in order
-    "What maps are coloured by. A task of several findings is coloured by whether there is one."
-    if t.task is None: return np.full(len(t), -1), ('image',)
+    "What maps are coloured by. A task of several findings is coloured by whether there is one, and no task not at all."
+    if t.task is None: return np.zeros(len(t), np.int64), ('images',)
     if t.task.kind == 'multiclass': return t.table.target.to_numpy(np.int64), t.task.display
     found = t.table[list(t.task.labels)].apply(pd.to_numeric, errors='coerce').max(axis=1)
     return found.fillna(-1).to_numpy(np.int64), ('none', t.task.display[0] if t.task.k == 1 else 'some finding')
@@ -168,7 +177,7 @@ def classes_of(t: FeatureTable) -> tuple[np.ndarray, tuple[str, ...]]:  # (N,) c
 
 def read_map(run: RunDir, key: str) -> Projection:
     "A map that was drawn before, by its key, e.g. `pca_2d`. Raises `RunError` where there is none."
-    kept = run.read_json('summary')['maps']
+    kept = {k: m for k, m in run.read_json('summary')['maps'].items() if 'left_out' not in m}
     if key not in kept or not run.has('projection', key): raise RunError(f'has no map {key}', f'Known are {", ".join(kept) or "none"}. Draw it with embed --{key.split("_")[0]}.', where=run.path)
     coords = pd.read_csv(run.file('projection', key)).iloc[:, 2:].to_numpy(np.float32)
     return Projection(key.split('_')[0], coords, tuple(kept[key]['explained']), kept[key]['used'], tuple(kept[key]['notes']))
@@ -182,7 +191,7 @@ def draw(run: RunDir, cfg: MapsConfig, seed: int = 42) -> list[str]:  # Keys of 
         key, asked = f'{name}_{cfg.dims}d', {'seed': seed, 'dims': cfg.dims, **settings}
         if getattr(cfg, name) and not _known(run, key, asked, 'preview'): made.append(_map(run, t, name, key, asked))
     pair, title = [f'{n}_{cfg.dims}d' for n in ('pca', 'tsne')], 'embeddings_pca_tsne' + ('' if cfg.dims == 2 else '_3d')
-    if set(pair) & set(made) and set(pair) <= set(run.read_json('summary')['maps']): made.append(_picture(run, title, figure([read_map(run, k) for k in pair], *classes_of(t))))
+    if set(pair) & set(made) and all(run.has('projection', k) for k in pair): made.append(_picture(run, title, figure([read_map(run, k) for k in pair], *classes_of(t))))
     asked = {'seed': seed, 'clusters': cfg.clusters}
     if cfg.cluster and not _known(run, 'clustering', asked, 'clustering'): made.append(_clusters(run, t, asked))
     if not made and (cfg.cluster or any(getattr(cfg, n) for n in own)): log.info('all maps are there already: nothing to draw')
@@ -190,7 +199,8 @@ def draw(run: RunDir, cfg: MapsConfig, seed: int = 42) -> list[str]:  # Keys of 
 
 # %% ../nbs/40_embeddings.ipynb #bd327158
 def _known(run: RunDir, key: str, asked: dict, kind: str) -> bool:
-    return run.read_json('summary')['maps'].get(key, {}).get('asked') == asked and run.has(kind, key)
+    entry = run.read_json('summary')['maps'].get(key, {})
+    return entry.get('asked') == asked and ('left_out' in entry or run.has(kind, key))
 
 
 def _remember(run: RunDir, key: str, entry: dict) -> str:
@@ -208,7 +218,10 @@ def _picture(run: RunDir, key: str, fig) -> str:
 def _map(run: RunDir, t: FeatureTable, name: str, key: str, asked: dict) -> str:
     "One map: coordinates, picture, record."
     log.info('drawing %s of %d images', key, len(t))
-    p = project(name, t.features, **asked)
+    try: p = project(name, t.features, **asked)
+    except DataError as e:
+        log.warning('%s is left out: %s', key, e.what)
+        return _remember(run, key, {'asked': asked, 'left_out': e.what})
     for note in p.notes: log.warning('%s', note)
     frame = t.table[['EmbeddingIndex', 'sample_id']].join(pd.DataFrame(p.coords, columns=[f'{name}_{i + 1}' for i in range(p.coords.shape[1])]))
     with run.write('projection', key, 'w') as f: frame.to_csv(f, index=False)
@@ -219,7 +232,8 @@ def _map(run: RunDir, t: FeatureTable, name: str, key: str, asked: dict) -> str:
 def _clusters(run: RunDir, t: FeatureTable, asked: dict) -> str:
     "`clustering_metrics.json`: the seed's keys first."
     log.info('clustering %d images', len(t))
-    metrics = clustering_metrics(t.features, classes_of(t)[0], t.table.patient_key, asked['seed'], asked['clusters'] or None)
+    if asked['clusters'] >= len(t): raise ConfigError(f'is {asked["clusters"]}, and there are {len(t)} images', 'Use fewer clusters.', where='--clusters')
+    metrics = clustering_metrics(t.features, classes_of(t)[0] if t.task else np.full(len(t), -1), t.table.patient_key, asked['seed'], asked['clusters'] or None)
     about = {k: t.summary[k] for k in ('arch', 'precision', 'features_sha256', 'git_commit')}
     run.write_json('clustering', metrics | {'timestamp': provenance()['timestamp'], 'seed': asked['seed'], 'labels_are': t.task and t.task.name, **about})
     return _remember(run, 'clustering', {'asked': asked})
@@ -237,7 +251,7 @@ def embed(data: DataSet,      # With or without labels
 def report(run: RunDir) -> str:
     "What is in the folder, for a terminal."
     t = load_features(run.path, verify=False)
-    notes = [f'  {key}: {note}' for key, m in t.summary['maps'].items() for note in m.get('notes', ())]
+    notes = [f'  note on {key}: {note}' for key, m in t.summary['maps'].items() for note in m.get('notes', [f'left out, {m["left_out"]}'] if 'left_out' in m else ())]
     refused = len(run.read_json('manifest')['audit']['rows'])
     kinds = [artefact(k) for k in ('features', 'joined', 'manifest', 'summary', 'clustering', 'log') if run.has(k)]
     pictures = sorted(str(p.relative_to(run.path)) for p in run.path.glob(artefact('preview', '*')))

@@ -65,7 +65,7 @@ class Explorer:
         import ipywidgets as w
         self.run = RunDir(Path(folder))
         self.t = load_features(self.run.path, verify=False)
-        maps = [k for k in self.t.summary['maps'] if k.endswith('_2d')]
+        maps = [k for k, m in self.t.summary['maps'].items() if k.endswith('_2d') and 'left_out' not in m]
         if not maps: raise ConfigError('holds no map in two dimensions', 'Draw one with mammography embed --pca.', where=folder)
         self.pictures, self.colours, self.kept, self.row = Pictures(self.t, root, size), colourings(self.t), False, None
         self.map, self.by = w.Dropdown(options=maps, description='map'), w.Dropdown(options=list(self.colours), description='colour')

@@ -38,19 +38,20 @@ TEXT = ('AccessionNumber', 'ImagePath', 'Split', 'sample_id', 'label', 'patient_
 
 
 def load_features(folder: str | Path,    # Made by `mammography embed`
-                  verify: bool = True,   # Compare the matrix with the hash that was written beside it
+                  verify: bool = True,   # Compare both files with the hashes that were written beside them
                   ) -> FeatureTable:
     "The table of a finished extraction. Raises `RunError` for one that is unfinished or damaged."
     run = RunDir(folder)
     if not run.has('config'): raise RunError('holds no embeddings', 'Make them with mammography embed.', where=f'--embeddings-dir {folder}')
     summary = run.read_json('summary')
     if lost := [k for k in ('features', 'joined') if not run.has(k)]: raise RunError(f'has no {run.file(lost[0]).name}', 'Run embed again.', where=f'--embeddings-dir {folder}')
-    features = np.load(run.file('features'), mmap_mode='r')
+    changed = [k for k in ('features', 'joined') if verify and hash_file(run.file(k)) != summary[f'{k}_sha256']]
+    if changed: raise RunError(f'{run.file(changed[0]).name} was changed since it was written', 'Run embed with --overwrite.', where=folder)
+    try: features = np.load(run.file('features'), mmap_mode='r')
+    except (ValueError, OSError) as e: raise RunError(f'features.npy is damaged ({e})', 'Run embed with --overwrite.', where=folder) from None
     table = pd.read_csv(run.file('joined'), dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values={'age': ['']})
     if len(features) != len(table) or not (table.EmbeddingIndex == np.arange(len(table))).all():
         raise RunError(f'{len(features)} rows of features and {len(table)} of joined.csv do not go together', 'Run embed with --overwrite.', where=folder)
-    if verify and hash_file(run.file('features')) != summary['features_sha256']:
-        raise RunError('features.npy was changed since it was written', 'Run embed with --overwrite.', where=folder)
     return FeatureTable(features, table, summary, Path(folder))
 
 # %% ../nbs/21_fusion.ipynb #8028eba6

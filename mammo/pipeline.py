@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from .breast import Prep
-from .config import EmbedConfig, ImageConfig, OptimConfig, PredictConfig, TrainConfig, fingerprint, flat
+from .config import EmbedConfig, ImageConfig, OptimConfig, PredictConfig, TrainConfig, differences, fingerprint, flat
 from .core import ConfigError, DataError, RunError, Task, provenance
 from .dicom import Limits, ReadOptions
 from .evaluation import prediction_table, role_note, write_role
@@ -28,7 +28,7 @@ from .loading import Augment, Images, make_loader
 from .manifest import DataSet, label_columns, manifest_record, select_readable, unlabelled
 from .models import count_parameters, make_model
 from .objectives import balanced_weights, objective_for, positive_weights
-from .runs import RunDir, atomic, find_run, logged, new_run
+from .runs import RunDir, atomic, dead_runs, find_run, load_config, logged, new_run
 from .splits import assign_roles, split_proof
 from .training import Learner, Progress, ask, fit, load_learner, make_fabric, read_checkpoint
 
@@ -129,7 +129,7 @@ def train(data: DataSet, cfg: TrainConfig) -> RunDir:  # Finished
     if cfg.optim.class_weights != 'auto': class_weights(cfg.optim.class_weights, pd.DataFrame(), data.task)  # a mistake is told before an hour of decoding
     model, spec, weights = make_model(cfg.model, objective_for(data.task, cfg.optim.loss).out_dim, cfg.image.img_size)
     with new_run(cfg.run.outdir, flat(cfg), fingerprint(cfg), cfg.run.resume) as run, logged(run):
-        if cfg.run.resume and not run.has('last'): log.info('nothing to resume: no dead run in %s has exactly these settings and a saved epoch', cfg.run.outdir)
+        if cfg.run.resume and not run.has('last'): log.info('nothing to resume: %s', _why_not(run, cfg))
         log.info('run %s: %s, %s, %s on %s, %s', run.path, data, cfg.model.arch, fabric.precision_name, fabric.device, count_parameters(model))
         if weights['norms_folded']: log.info('the weights have their BatchNorms folded in: statistics are %s', 'kept' if model.freeze_bn else 'NOT kept')
         material = gather(data, cfg, run)
@@ -142,6 +142,14 @@ def train(data: DataSet, cfg: TrainConfig) -> RunDir:  # Finished
         run.write_json('summary', summary(cfg, learner, progress, metrics, weights, material) | {'seconds': round(time.perf_counter() - clock, 1)})
         log.info('finished in %.0f s: %s', time.perf_counter() - clock, run.path)
     return run
+
+# %% ../nbs/34_pipeline.ipynb #07428d26
+def _why_not(run: RunDir, cfg: TrainConfig) -> str:
+    "What keeps `--resume` from going on with the newest dead run."
+    others = [r for r in dead_runs(cfg.run.outdir) if r.path != run.path]
+    if not others: return f'no unfinished run lies in {cfg.run.outdir}'
+    why = '; '.join(differences(load_config(others[-1]), flat(cfg))) or 'it has no saved epoch'
+    return f'{others[-1].path.name} is another run ({why})'
 
 # %% ../nbs/34_pipeline.ipynb #533c2e41
 def evaluate_roles(run: RunDir, learner: Learner, material: Material, cfg: TrainConfig) -> dict[str, dict]:
@@ -192,6 +200,7 @@ def predict(cfg: PredictConfig) -> pd.DataFrame:  # As written to `cfg.out`
     learner, ckpt = load_run(run, cfg.device, cfg.precision)
     keep, workers = tuple(sorted({*ckpt['keep'], *cfg.keep})), None if cfg.num_workers < 0 else cfg.num_workers
     data = unlabelled(cfg.input, options=ReadOptions(keep=keep, limits=limits), workers=workers)
+    if not len(data.manifest) and not data.audit: raise ConfigError('holds no file', 'Give a folder with images, or files.', where='--input ' + ' '.join(map(str, cfg.input[:3])))
     with tempfile.TemporaryDirectory() as store:
         pixels = open_pixels(data.manifest, Prep.from_dict(ckpt['prep']), 'disk', store, workers, keep, limits)
         ok = pixels.report.frame.ok.to_numpy(bool)

@@ -258,6 +258,7 @@ def _notes(groups, n_groups: int, counts, unknown: int, sampled: int | None) -> 
     who = 'images, since there are no patient keys' if groups is None else 'patients'
     return [note for note, holds in (
         (f'95 % intervals resample {who}; the geometry (silhouettes, clusters) stays as it was found on all images', counts is not None),
+        ('intervals of NMI lean upwards, since copies of a patient agree with themselves; those of ARI are freed of it', counts is not None),
         ('no intervals: fewer than two patients or no resamples', counts is None),
         (f'{unknown} images without a label are left out', unknown),
         (f'silhouettes and agglomerative clusters rest on a seeded sample of {sampled} images', sampled)) if holds]
@@ -355,6 +356,7 @@ def _dress(ax, projection: Projection, title: str) -> None:
         if not projection.explained: getattr(ax, f'set_{a}ticks')([])
     ax.tick_params(labelsize=7, **({'pad': -2} if projection.dims == 3 else {}))
     if projection.dims == 2: ax.set_aspect('equal', adjustable='datalim')
+    else: ax.set_box_aspect(None, zoom=.8)  # room for the labels of the third axis
     if title: ax.set_title(title, fontsize=9)
 
 # %% ../nbs/35_projections.ipynb #9066d44f

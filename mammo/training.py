@@ -8,6 +8,7 @@ __all__ = ['OPTIMIZERS', 'CPU_PIXELS', 'CHECKPOINT', 'has_bf16', 'make_fabric', 
            'fit', 'history_row', 'save', 'restore']
 
 # %% ../nbs/32_training.ipynb #74d774bb
+import logging
 import math
 import time
 from dataclasses import asdict, dataclass, field
@@ -40,6 +41,7 @@ def make_fabric(device: str = 'auto',      # `auto`, `cpu`, `cuda` or `mps`
                 precision: str = 'auto',   # `auto`, `fp32` or `bf16`
                 ) -> lf.Fabric:
     "A Fabric on one device. Its `.precision_name` is `fp32` or `bf16`, decided once and written into every artefact."
+    logging.getLogger('lightning_fabric.utilities.rank_zero').setLevel(logging.WARNING)  # the precision is told by us, in the log of the run
     try: fabric = lf.Fabric(accelerator=device, devices=1)
     except Exception as e: raise ConfigError(f'{device} is not to be had here ({e})', 'Use auto.', where='--device') from e
     kind = fabric.device.type

@@ -86,7 +86,7 @@ def check_baselines(out, repeats: int):
     d, text = json.loads((out / 'report.json').read_text()), (out / 'report.md').read_text()
     names = Counter(l['method'].split(' → ')[0] for l in d['methods'])
     assert names == {'majority class': 1, 'metadata': 1, 'percent density': 1, 'descriptors': 4, 'embeddings': 3, 'embeddings + descriptors': 2}
-    assert (d['folds'], d['repeats'], len(d['comparisons'])) == (5, repeats, 3)
+    assert (d['folds'], d['repeats'], len(d['comparisons'])) == (5, repeats, 5)
     t = d['comparisons'][0]['figures']['balanced_accuracy']['corrected_t']
     assert (t['J'], t['df']) == (5 * repeats, 5 * repeats - 1) and t['n_train'] == pytest.approx(4 * t['n_test'], rel=.2)
     assert all(f'{l["balanced_accuracy"]["mean"]:.3f}' in text for l in d['methods']) and 'corrected resampled t-test' in text
@@ -176,6 +176,6 @@ def test_mini_mias(shared, here, tmp_path):
     kappa = {l['method']: l['kappa_quadratic']['mean'] for l in d['methods']}
     assert (d['n_images'], d['n_patients']) == (162, 81)
     assert kappa['embeddings → logistic regression'] > .5 and kappa['descriptors → extra trees'] > .6 and abs(kappa['metadata → logistic regression']) < .2
-    assert d['warning'] == ''
+    assert d['warning'] == '' and not d['metadata_varies'] and 'cannot show a shortcut' in (tmp_path / 'b/report.md').read_text()
     table = pd.read_csv(tmp_path / 'e/joined.csv')
     assert table['BI-RADS'].isna().all() and set(table.label) == {'F', 'G', 'D'}  # classes of MIAS are no BI-RADS
