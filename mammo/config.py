@@ -33,6 +33,8 @@ class DataConfig:
     dicom_root: Path | None = None         # Folder with <AccessionNumber>/*.dcm; ./archive where it exists
     dataset: str = ''                      # Name of an adapter, e.g. mini-mias; found from the table's columns when empty
     include_class_5: bool = False          # Keep rows of class 5, which the seed drops
+    classes: Literal['density', 'binary'] = 'density'  # density: A, B, C, D; binary: A and B against C and D
+    subset: int = 0                        # About so many images, whole patients of every class and role; 0 = all
     val_split: float = 0.2                 # Share of patients that choose the epoch
     test_split: float = 0.0                # Share of patients that nothing touches before the final evaluation
     cal_split: float = 0.0                 # Share of patients kept for calibration
@@ -47,7 +49,7 @@ class DataConfig:
             if not 0 <= getattr(self, name) < 1: raise ConfigError(f'is {getattr(self, name)}', 'Use a share from 0 up to, not including, 1.', where=flag(name))
         if self.val_split + self.test_split + self.cal_split >= 1: raise ConfigError('leave nothing for training', where='--val-split, --test-split and --cal-split')
         if not self.val_split: raise ConfigError('is 0', 'Some patients have to choose the epoch.', where='--val-split')
-        at_least(self, split_seed=0, max_file_mb=0, max_megapixels=0)
+        at_least(self, split_seed=0, max_file_mb=0, max_megapixels=0, subset=0)
         if not 0 <= self.min_readable <= 1: raise ConfigError(f'is {self.min_readable}', 'Use a share from 0 to 1.', where='--min-readable')
 
 
@@ -96,9 +98,10 @@ class ModelConfig(BackboneConfig):
     def open_stages(self) -> int | None:  # None: all of them
         "How many stages, counted from the end, are trained."
         if self.unfreeze_last < 0: raise ConfigError(f'is {self.unfreeze_last}', 'Use 0 or more.', where='--unfreeze-last')
-        if self.unfreeze_last: return self.unfreeze_last
-        if self.unfreeze_last_block: return 1
-        return None if self.train_backbone else 0
+        if self.unfreeze_last and self.unfreeze_last_block: raise ConfigError('say two things', 'Use one of them.', where='--unfreeze-last and --unfreeze-last-block')
+        n = self.unfreeze_last or int(self.unfreeze_last_block)
+        if n and not self.train_backbone: raise ConfigError('trains the head only', 'Leave it out, or leave --unfreeze-last-block and --unfreeze-last out.', where='--no-train-backbone')
+        return n or (None if self.train_backbone else 0)
 
 # %% ../nbs/01_config.ipynb #f814b57f
 @dataclass
@@ -113,6 +116,9 @@ class OptimConfig:
     scheduler: Literal['cosine', 'plateau', 'none'] = 'cosine'       # What the learning rate does after the warm-up
     warmup_epochs: int = 2                                           # Linear rise from near zero, counted within --epochs
     class_weights: str = 'auto'                                      # auto (inverse frequency), none, or numbers as 1,2,1,3
+    sampler: Literal['none', 'weighted'] = 'none'                    # weighted draws images of rare classes more often, with replacement
+    sampler_power: float = 1.0                                       # 1 makes all classes equally frequent, 0 changes nothing
+    balance_twice: bool = False                                      # Allow class weights and the weighted sampler together
     loss: str = ''                                                   # Objective by name; default: the task's own
     clip: float = 1.0                                                # Gradient norm at most; 0 = no limit
     accumulate: int = 1                                              # Batches a step of the optimiser
@@ -124,6 +130,9 @@ class OptimConfig:
         for name in ('lr', 'backbone_lr'):
             value = getattr(self, name)
             if value is not None and not 0 < value < float('inf'): raise ConfigError(f'is {value}', 'Use a number above 0.', where=flag(name))
+        if not 0 <= self.sampler_power <= 1: raise ConfigError(f'is {self.sampler_power}', 'Use 0 to 1.', where='--sampler-power')
+        if self.sampler == 'weighted' and self.class_weights != 'none' and not self.balance_twice:
+            raise ConfigError('and class weights correct the same imbalance twice', 'Add --class-weights none, or --balance-twice where that is meant.', where='--sampler weighted')
 
 
 @dataclass

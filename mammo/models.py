@@ -255,6 +255,7 @@ def make_model(cfg: ModelConfig, out_dim: int, img_size: int) -> tuple[Classifie
     row, w = backbone(cfg.arch), find_weights(cfg)
     if not 0 <= cfg.dropout < 1: raise ConfigError(f'is {cfg.dropout}', 'Use 0 or more and less than 1.', where='--dropout')
     model = build(row, out_dim, cfg.dropout, w.state, cfg.channels)
+    if (n := cfg.open_stages() or 0) > len(model.stages): raise ConfigError(f'is {n}, and {row.name} has {len(model.stages)} stages', 'Leave it out to train all of them.', where='--unfreeze-last')
     folded = w.state is not None and norms_are_folded(w.state)
     model.freeze_bn = {'yes': True, 'no': False}.get(cfg.freeze_bn, folded)
     record = w.record | {'input_spec': w.spec.to_dict() | {'size': img_size}, 'norms_folded': folded, 'freeze_bn': model.freeze_bn}

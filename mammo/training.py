@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from .config import OptimConfig, RunConfig
 from .core import ConfigError, InputSpec, RunError, Task, WeightsError
-from .loading import Images, ToInput, auto_workers, make_loader
+from .loading import Images, ToInput, auto_workers, make_loader, sampling_chances
 from .metrics import quick_metrics, selection_key
 from .models import Classifier, backbone, build, param_groups
 from .objectives import Objective
@@ -234,7 +234,8 @@ def fit(learner: Learner,
     "Train to the end, from `last.pth` where the run has one."
     workers = auto_workers(learner.fabric.device.type) if cfg.num_workers < 0 else cfg.num_workers
     pin = learner.fabric.device.type == 'cuda'
-    train_loader, val_loader = (make_loader(d, optim.batch_size, d is train, workers, pin) for d in (train, val))
+    chance = sampling_chances(train.targets.numpy(), optim.sampler_power) if optim.sampler == 'weighted' else None
+    train_loader, val_loader = make_loader(train, optim.batch_size, True, workers, pin, chance=chance), make_loader(val, optim.batch_size, False, workers, pin)
     optimizer = make_optimizer(learner.model, optim)
     progress = restore(run, learner, optimizer)
     with tqdm(total=optim.epochs * len(train), initial=progress.epochs * len(train), unit='img', desc='train', delay=2) as bar:

@@ -119,3 +119,22 @@ def test_mini_mias(shared, mammography, tmp_path):
     manifest = json.loads((run / 'data_manifest.json').read_text())
     assert manifest['proof']['disjoint'] and manifest['counts']['patients'] == 81
     assert json.loads((run / 'summary.json').read_text())['weights_record']['source'] == 'file' and 'AUROC' in done.stdout
+
+
+def test_subset_binary_and_sampler(study, mammography, tmp_path):
+    "About 60 images in two classes, rare ones drawn more often; the same flags without --class-weights none correct twice and are refused."
+    line = ['train-density', '--arch', 'resnet18', '--weights', 'none', '--img-size', 64, '--epochs', 1, '--outdir', tmp_path / 'o', '--n-boot', 0, '--num-workers', 0,
+            '--subset', 60, '--classes', 'binary', '--sampler', 'weighted']
+    done = mammography(*line, cwd=study, check=False)
+    assert done.returncode == 2 and 'twice' in done.stderr and '--class-weights none' in done.stderr
+    done = mammography(*line, '--class-weights', 'none', cwd=study)
+    summary, table = json.loads((tmp_path / 'o/results/summary.json').read_text()), pd.read_csv(tmp_path / 'o/results/val_predictions.csv')
+    assert (summary['classes'], summary['sampler'], summary['task']['labels']) == ('binary', 'weighted', ['AB', 'CD'])
+    assert set(table.true_label) <= {'AB', 'CD'} and list(table.columns[3:5]) == ['prob_AB', 'prob_CD']
+    assert 40 <= sum(r['images'] for r in summary['roles'].values()) < 97 and summary['roles']['train']['images'] > summary['roles']['val']['images']
+    assert 'rule of thumb' in done.stderr  # everything is trained on a few dozen images
+
+
+def test_freezing_flags_that_contradict_each_other(study, mammography, tmp_path):
+    done = mammography('train-density', '--arch', 'resnet18', '--weights', 'none', '--no-train-backbone', '--unfreeze-last-block', '--outdir', tmp_path, cwd=study, check=False)
+    assert done.returncode == 2 and '--no-train-backbone' in done.stderr and done.stderr.strip().count('\n') == 0
