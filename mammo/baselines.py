@@ -243,14 +243,20 @@ def forest_plot(lines: list[dict], k: int):  # `matplotlib.figure.Figure`
     return fig
 
 # %% ../nbs/41_baselines.ipynb #6d5337ba
+OWNS = [*map(artefact, ('report', 'report_data', 'folds', 'answers', 'descriptors')), artefact('figure', 'baselines')]
+
+
+def _differ(old: dict, new: dict) -> list[str]: return [d for d in differences(old, new, free=()) if not d.startswith('--inputs')]
+
+# %% ../nbs/41_baselines.ipynb #3aff985e
 def baselines(cfg: BaselinesConfig) -> RunDir:  # Finished
     "Every classical baseline on a folder of embeddings, with its report. What is there already is not made again."
     t, workers = load_features(cfg.embeddings_dir), None if cfg.num_workers < 0 else cfg.num_workers
     if t.task is None or t.task.kind != 'multiclass': raise ConfigError('has no classes to learn', 'Embed a data set with labels.', where=f'--embeddings-dir {cfg.embeddings_dir}')
     rows = without_test(t.table.rename(columns={'Split': 'role'}))
     for r in range(cfg.repeats): group_folds(rows, cfg.folds, cfg.seed + r)  # too few patients are told before an hour of descriptors
-    decides = {k: v for k, v in flat(cfg).items() if k in ('descriptors', 'folds', 'repeats', 'seed', 'n_boot')} | {'features': t.summary['features_sha256'], 'names': stable_hash(descriptor_names())}
-    with flat_run(cfg.outdir, decides, flat(cfg), cfg.overwrite, lambda a, b: [d for d in differences(a, b) if not d.startswith(('--features', '--names'))]) as run, logged(run):
+    decides = {k: v for k, v in flat(cfg).items() if k in ('descriptors', 'folds', 'repeats', 'seed', 'n_boot')} | {'inputs': [t.summary['features_sha256'], t.summary['joined_sha256'], stable_hash(descriptor_names())]}
+    with flat_run(cfg.outdir, 'embeddings-baselines', OWNS, decides, flat(cfg), cfg.overwrite, _differ) as run, logged(run):
         if run.has('report'):
             log.info('the report is there already, made from the same features and settings: nothing to do')
             return run

@@ -303,7 +303,8 @@ def fingerprint(cfg: object) -> str:  # 16 hex digits
 
 def differences(old: dict,  # Flat settings, as in `config.json`
                 new: dict,
+                free: tuple[str, ...] = FREE,  # What is not told
                 ) -> list[str]:
     "One short sentence for each setting that can change a result and is not the same, the flag first."
-    names = [k for k in {**old, **new} if k not in FREE and old.get(k) != new.get(k)]
+    names = [k for k in {**old, **new} if k not in free and old.get(k) != new.get(k)]
     return [f'{flag(k)} was {old[k]}, now {new[k]}' if k in old and k in new else f'{flag(k)} {"is new" if k in new else "is gone"}' for k in names]

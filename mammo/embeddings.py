@@ -110,12 +110,17 @@ def deciding(cfg: EmbedConfig, data: DataSet, record: dict) -> dict:  # JSON-rea
 def _differ(old: dict, new: dict) -> list[str]: return [d for d in differences(old, new) if not d.startswith('--images')]
 
 # %% ../nbs/40_embeddings.ipynb #b9a0ad24
+MAPS = [f'{name}_{dims}d' for name in ('pca', 'tsne', 'umap') for dims in (2, 3)]
+PAIRS = {2: 'embeddings_pca_tsne', 3: 'embeddings_pca_tsne_3d'}
+OWNS = [*map(artefact, ('features', 'unfinished', 'joined', 'manifest', 'summary', 'clustering')), *(artefact('projection', m) for m in MAPS), *(artefact('preview', m) for m in (*MAPS, *PAIRS.values()))]
+
+# %% ../nbs/40_embeddings.ipynb #eba329f5
 def embed_features(data: DataSet,      # With or without labels
                    cfg: EmbedConfig,
                    ) -> RunDir:        # Finished
     "Features and table of a data set in one folder. What is there already is not made again."
     encoder, record = make_encoder(cfg.model, cfg.image.img_size, cfg.run.device, cfg.run.precision, cfg.run.seed)
-    with flat_run(cfg.run.outdir, deciding(cfg, data, record), flat(cfg), cfg.run.overwrite, _differ) as run, logged(run):
+    with flat_run(cfg.run.outdir, 'embed', OWNS, deciding(cfg, data, record), flat(cfg), cfg.run.overwrite, _differ) as run, logged(run):
         if _whole(run, cfg.run.overwrite): log.info('features are there already, made from the same images and settings: nothing to extract')
         else: _extract(run, data, cfg, encoder, record)
     return run
@@ -190,8 +195,8 @@ def draw(run: RunDir, cfg: MapsConfig, seed: int = 42) -> list[str]:  # Keys of 
     for name, settings in own.items():
         key, asked = f'{name}_{cfg.dims}d', {'seed': seed, 'dims': cfg.dims, **settings}
         if getattr(cfg, name) and not _known(run, key, asked, 'preview'): made.append(_map(run, t, name, key, asked))
-    pair, title = [f'{n}_{cfg.dims}d' for n in ('pca', 'tsne')], 'embeddings_pca_tsne' + ('' if cfg.dims == 2 else '_3d')
-    if set(pair) & set(made) and all(run.has('projection', k) for k in pair): made.append(_picture(run, title, figure([read_map(run, k) for k in pair], *classes_of(t))))
+    pair = [f'{n}_{cfg.dims}d' for n in ('pca', 'tsne')]
+    if set(pair) & set(made) and all(run.has('projection', k) for k in pair): made.append(_picture(run, PAIRS[cfg.dims], figure([read_map(run, k) for k in pair], *classes_of(t))))
     asked = {'seed': seed, 'clusters': cfg.clusters}
     if cfg.cluster and not _known(run, 'clustering', asked, 'clustering'): made.append(_clusters(run, t, asked))
     if not made and (cfg.cluster or any(getattr(cfg, n) for n in own)): log.info('all maps are there already: nothing to draw')

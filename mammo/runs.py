@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -155,35 +155,29 @@ def dead_runs(outdir: str | Path, name: str = 'results') -> list[RunDir]:  # The
 # %% ../nbs/02_runs.ipynb #e7fb51a5
 @contextmanager
 def flat_run(outdir: str | Path,      # The folder itself
+             command: str,            # Whose folder it is
+             owns: Iterable[str],     # Paths in it that the command writes, from `artefact`
              settings: dict,          # All that decides the result: settings, and a hash of the inputs
              config: dict,            # Written to `config.json` beside them
              overwrite: bool = False, # Begin again where the folder was made from something else
              differ: Callable[[dict, dict], list[str]] = lambda old, new: [],  # What to tell, from the old and the new settings
              ):                       # Yields the locked `RunDir`
     "The one folder of a command: new, half done, or finished; raises RunError where it holds another result."
-    run = RunDir(_folder(Path(outdir)))
+    run, where = RunDir(_folder(Path(outdir))), f'--outdir {outdir}'
     with run.lock():
-        old = run.read_json('config') if run.has('config') else None
-        known = {'schema': SCHEMA, 'decides': json_ready(settings)}
-        if old is None and (found := _result(run)) and not overwrite:
-            raise RunError(f'holds {found[0].name}, which this command would write', 'Choose another --outdir, or add --overwrite.', where=f'--outdir {outdir}')
-        if old is not None and {k: old.get(k) for k in known} != known and _result(run) and not overwrite:
-            why = '; '.join(differ(old.get('decides', {}), known['decides'])) or 'the images or labels have changed'
-            raise RunError(f'was made from something else ({why})', 'Choose another --outdir, or add --overwrite.', where=f'--outdir {outdir}')
-        if old is None or {k: old.get(k) for k in known} != known:
-            for p in _owned(run): p.unlink()
+        old, known = run.read_json('config') if run.has('config') else None, {'schema': SCHEMA, 'command': command, 'decides': json_ready(settings)}
+        if old is not None and old.get('command') != command: raise RunError(f'belongs to {old.get("command", "a training run")}', 'Choose another --outdir.', where=where)
+        there = [p for p in map(run.path.joinpath, owns) if p.is_file()]
+        result = [p for p in there if p != run.file('manifest')]  # a run that was refused at once leaves the audit, and stands in nobody's way
+        same = old is not None and all(old.get(k) == v for k, v in known.items())
+        if result and old is None and not overwrite: raise RunError(f'holds {result[0].name}, which {command} would write', 'Choose another --outdir, or add --overwrite.', where=where)
+        if result and not same and not overwrite:
+            why = '; '.join(differ(old['decides'], known['decides'])) or 'the images or labels have changed'
+            raise RunError(f'was made from something else ({why})', 'Choose another --outdir, or add --overwrite.', where=where)
+        if not same:
+            for p in there: p.unlink()
             run.write_json('config', known | {'settings': config})
         yield run
-
-# %% ../nbs/02_runs.ipynb #73a46015
-def _owned(run: RunDir) -> list[Path]:
-    "The files there that bear names of artefacts; the log is left to grow."
-    return sorted(p for kind, name in FILES.items() if kind != 'log' for p in run.path.glob(name.format(role='*')) if p.is_file())
-
-
-def _result(run: RunDir) -> list[Path]:
-    "Those of them that cost something; a run that was refused at once leaves none."
-    return [p for p in _owned(run) if p not in (run.file('config'), run.file('manifest'))]
 
 # %% ../nbs/02_runs.ipynb #d2765ec9
 def find_run(where: str | Path,                # A run directory, a folder with exactly one, or a short name
