@@ -94,6 +94,15 @@ class ModelConfig(BackboneConfig):
     unfreeze_last: int = 0              # Train the last N stages and the head
     freeze_bn: Literal['auto', 'yes', 'no'] = 'auto'  # Keep BatchNorm's statistics; auto: where the weights have them folded into the convolutions
     dropout: float = 0.2                # In front of the head, 0 to 1
+    embeddings_dir: Path | None = None  # A folder made by embed; the head then sees an image's row of features beside the image
+    fusion: bool = False                # Says aloud that --embeddings-dir has to be there
+    missing_embeddings: Literal['error', 'placeholder'] = 'error'  # What an image without a row means; placeholder: a row that is learned
+    view_specific: bool = False         # One model for CC and one for MLO; breasts and exams take the mean of both
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.fusion and not self.embeddings_dir: raise ConfigError('needs the features', 'Add --embeddings-dir FOLDER, made by mammography embed.', where='--fusion')
+        if self.missing_embeddings == 'placeholder' and not self.embeddings_dir: raise ConfigError('says something about features, and there are none', 'Add --embeddings-dir FOLDER.', where='--missing-embeddings placeholder')
 
     def open_stages(self) -> int | None:  # None: all of them
         "How many stages, counted from the end, are trained."
@@ -124,9 +133,11 @@ class OptimConfig:
     accumulate: int = 1                                              # Batches a step of the optimiser
     patience: int = 0                                                # Stop after so many epochs without a better one; 0 = never
     augment: bool = True                                             # Flip, rotation of 15 degrees, brightness and contrast
+    feature_cache: int = -1                                          # Augmented views an image whose frozen activations are kept; 0 = none, -1 = 8 where stages are frozen and they fit
+    feature_cache_gb: float = 20                                     # Above this size, -1 means none; GB on disk while the run lasts
 
     def __post_init__(self):
-        at_least(self, epochs=1, batch_size=1, accumulate=1, warmup_epochs=0, patience=0, clip=0, weight_decay=0)
+        at_least(self, epochs=1, batch_size=1, accumulate=1, warmup_epochs=0, patience=0, clip=0, weight_decay=0, feature_cache=-1, feature_cache_gb=0)
         for name in ('lr', 'backbone_lr'):
             value = getattr(self, name)
             if value is not None and not 0 < value < float('inf'): raise ConfigError(f'is {value}', 'Use a number above 0.', where=flag(name))
@@ -146,6 +157,7 @@ class RunConfig:
     device: str = 'auto'                                    # auto cpu cuda mps
     num_workers: int = -1                                   # Loader processes; -1 = chosen by the machine, 0 = none
     n_boot: int = 2000                                      # Bootstrap resamples over patients for the intervals; 0 = none
+    compile: bool = False                                   # Stages through torch.compile: a minute or more at the start, less for each image afterwards
 
     def __post_init__(self): at_least(self, seed=0, num_workers=-1, n_boot=0)
 
@@ -165,7 +177,8 @@ class PredictConfig:
     "What `mammography predict` is told."
     run: Path                                              # A run directory, e.g. outputs/mias/results
     input: tuple[Path, ...]                                # Folders or image files
-    out: Path = Path('predictions.csv')                    # Where the table goes
+    out: Path = Path('predictions.csv')                    # Where the table goes; that of the exams goes beside it, as predictions_exams.csv
+    embeddings_dir: Path | None = None                     # For a run with fusion: the new images' features, made by embed as the run's own were
     batch_size: int = 16                                   # Images a step
     precision: Literal['auto', 'fp32', 'bf16'] = 'auto'    # auto: bf16 where the hardware has it
     device: str = 'auto'                                   # auto cpu cuda mps

@@ -51,10 +51,11 @@ class Images(Dataset):
                  names: Sequence[str],              # `sample_id` by position
                  augment: Augment | None = None,    # None: as stored
                  seed: int = 42,                    # Of the augmentation
+                 side: object = None,               # `side[positions]` is (B, D) float32: rows of features beside the images
                  ):
         if not len(pixels) == len(targets) == len(names):
             raise ConfigError(f'{len(pixels)} images, {len(targets)} targets and {len(names)} names do not go together')
-        self.pixels, self.names, self.augment, self.seed = pixels, list(names), augment, seed
+        self.pixels, self.names, self.augment, self.seed, self.side = pixels, list(names), augment, seed, side
         self.targets = torch.from_numpy(np.array(targets))
 
     def __len__(self) -> int: return len(self.names)
@@ -64,6 +65,13 @@ class Images(Dataset):
         img = to_tensor(self.pixels[i])
         if self.augment: img = self.augment(img, self.seed, epoch, self.names[i])
         return img, self.targets[i], i
+
+    def ready(self, epoch: int) -> None:
+        "Called before an epoch; pixels are always ready."
+
+    def beside(self, i: Tensor) -> Tensor | None:  # (B, D) float32
+        "Rows of features of a batch, where the images have any."
+        return None if self.side is None else torch.from_numpy(self.side[i.numpy()])
 
 # %% ../nbs/16_loading.ipynb #89231a47
 def to_tensor(pixels: np.ndarray,  # (S, S) uint8 or uint16

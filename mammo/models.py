@@ -79,10 +79,10 @@ class Classifier(nn.Module):
         self.drop, self.head = nn.Dropout(dropout), nn.Linear(row.width, out_dim)
 
     def trunk(self, x: Tensor) -> Tensor:
-        "What the frozen stages make of the input (N, C, S, S)."
+        "What the frozen stages make of the input (N, C, S, S): maps (N, c, h, w), or pooled features (N, width) where all stages are frozen."
         with torch.no_grad():
             for s in self.stages[:self.frozen]: x = s(x)
-        return x
+            return self.act(x).mean((2, 3)) if self.frozen == len(self.stages) else x
 
     def features(self, x: Tensor) -> Tensor:
         "Pooled features (N, width) of model input."
@@ -90,10 +90,19 @@ class Classifier(nn.Module):
 
     def pooled(self, h: Tensor) -> Tensor:
         "Pooled features (N, width) of what `trunk` gave."
+        if h.ndim == 2: return h
         for s in self.stages[self.frozen:]: h = s(h)
         return self.act(h).mean((2, 3))
 
-    def forward(self, x: Tensor) -> Tensor: return self.head(self.drop(self.features(x)))
+    def answer(self,
+               features: Tensor,            # (N, width), pooled
+               side: Tensor | None = None,  # (N, D) for a head that fuses, see floor 21
+               ) -> Tensor:                 # (N, out_dim)
+        "Logits of pooled features."
+        features = self.drop(features)
+        return self.head(features) if side is None else self.head(features, side)
+
+    def forward(self, x: Tensor, side: Tensor | None = None) -> Tensor: return self.answer(self.features(x), side)
 
     def open(self, n: int | None) -> 'Classifier':
         "Train the head and the last n stages; None for all."

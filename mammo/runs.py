@@ -51,7 +51,7 @@ def json_ready(obj: object) -> object:  # Only dict, list, str, int, float, bool
 SCHEMA = 1
 FILES = dict(config='config.json', summary='summary.json', history='train_history.json', manifest='data_manifest.json', log='run.log',
              best='best_model.pth', last='last.pth', predictions='{role}_predictions.csv', embeddings='embeddings_{role}.npy',
-             metrics='metrics/{role}_metrics.json', metrics_text='metrics/{role}_metrics.txt', confusion='metrics/{role}_confusion_matrix.npy',
+             metrics='metrics/{role}_metrics.json', metrics_text='metrics/{role}_metrics.txt', confusion='metrics/{role}_confusion_matrix.npy', exams='{role}_exams.csv',
              features='features.npy', unfinished='features.npy.part', joined='joined.csv', projection='projections/{role}.csv', clustering='clustering_metrics.json',
              preview='preview/{role}.png', report='report.md', report_data='report.json', figure='figures/{role}.png', folds='folds.csv',
              answers='predictions.csv', descriptors='descriptors.csv')
