@@ -33,10 +33,12 @@ def train_density(cfg: TrainConfig) -> None:
 
 def predict(cfg: PredictConfig) -> None:
     "probabilities for new images from a finished run"
-    from mammo.pipeline import predict
+    from mammo.prediction import exams_beside, predict
     table = predict(cfg)
     counts = table.status.value_counts()
     print(f'{cfg.out}: {len(table)} files, {counts.get("ok", 0)} predicted, {counts.get("refused", 0)} refused (see the column reason)')
+    if 'unlike_training' in table and (n := (table.unlike_training.fillna('') != '').sum()): print(f'{n} are unlike the training images: their probabilities mean less (see the column unlike_training)')
+    if exams_beside(cfg.out).exists(): print(f'{exams_beside(cfg.out)}: one row an exam')
 
 
 def embed(cfg: EmbedConfig) -> None:

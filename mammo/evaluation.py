@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROLE_NOTES', 'LAST_NOTE', 'EXAM_RULE', 'role_note', 'prediction_table', 'exam_index', 'Exams', 'exam_level',
-           'exam_table', 'score', 'score_exams', 'exam_text', 'write_role']
+           'exam_table', 'score', 'score_exams', 'write_role', 'temper', 'fit_temperature']
 
 # %% ../nbs/33_evaluation.ipynb #e2e8a267
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import pandas as pd
 
 from .core import DataError, Task
 from .manifest import label_columns
-from .metrics import evaluate, format_metrics
+from .metrics import evaluate, format_metrics, statistic_for
 from .objectives import Objective
 from .runs import RunDir
 from .training import Answers, Learner
@@ -180,6 +180,7 @@ def exam_table(task: Task,
                exams: Exams,           # From `exam_level`
                ) -> pd.DataFrame:
     "One row an exam: true and predicted labels as in `prediction_table`, then what was there and who disagrees. No truth is invented where none is known."
+    if exams.probs.shape[1] != task.k: raise DataError(f'{exams.probs.shape[1]} probabilities an exam for {task.k} labels', 'Give the task that the exams were made for.', where='exam_table')
     truth = None if exams.target is None else pd.DataFrame(exams.target, columns=label_columns(task))
     return pd.concat([exams.rows[['exam_id']], _answer_columns(task, objective, exams.probs, truth), exams.rows.drop(columns='exam_id')], axis=1)
 
@@ -219,9 +220,8 @@ def score_exams(task: Task,
     return {'rule': EXAM_RULE} | result | {k: int(v.sum()) for k, v in counts.items()} | {'notes': notes}
 
 # %% ../nbs/33_evaluation.ipynb #9e261d14
-def exam_text(result: dict,  # From `score_exams`
-              ) -> str:
-    "Exam metrics as aligned text, with the rule in the title."
+def _exam_text(result: dict) -> str:
+    "What `score_exams` found as aligned text, with the rule in the title."
     who = f'{result["n_disagreeing"]} of {result["n"]} exams have views that disagree, {result["n_breasts_disagreeing"]} have breasts that disagree'
     block = _of_exams(format_metrics(result | {'notes': []}, title='\0'))
     notes = ['', 'notes', *(f'- {n}' for n in [who, *result['notes']])]
@@ -243,7 +243,7 @@ def write_role(run: RunDir,
     with run.write('predictions', role, 'w') as f: prediction_table(task, objective, answers.probs, rows).to_csv(f, index=False)
     if not exams.alone:
         metrics['exam'] = score_exams(task, objective, exams, n_boot)
-        text += f'\n{exam_text(metrics["exam"])}'
+        text += f'\n{_exam_text(metrics["exam"])}'
         with run.write('exams', role, 'w') as f: exam_table(task, objective, exams).to_csv(f, index=False)
     with run.write('embeddings', role) as f: np.save(f, answers.features.astype(np.float32))
     run.write_json('metrics', metrics, role)
@@ -251,3 +251,28 @@ def write_role(run: RunDir,
     if 'confusion_matrix' in metrics:
         with run.write('confusion', role) as f: np.save(f, np.asarray(metrics['confusion_matrix'], dtype=np.int64))
     return metrics
+
+# %% ../nbs/33_evaluation.ipynb #59dbe968
+def temper(task: Task,
+           probs: np.ndarray,     # (N, K)
+           temperature: float,    # Above 1 flattens, below 1 sharpens
+           ) -> np.ndarray:       # (N, K) float64
+    "Probabilities at another temperature; the order of the classes of an image stays."
+    if not 0 < temperature < np.inf: raise DataError(f'is {temperature}', 'A temperature is above 0.', where='temperature')
+    p = np.clip(np.asarray(probs, np.float64), 1e-12, 1 - 1e-12)
+    if task.kind == 'multilabel': return 1 / (1 + ((1 - p) / p) ** (1 / temperature))
+    z = np.log(p) / temperature
+    e = np.exp(z - z.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+# %% ../nbs/33_evaluation.ipynb #c64efc36
+def fit_temperature(task: Task,
+                    probs: np.ndarray,    # (N, K) of images that neither trained nor chose the model
+                    target: np.ndarray,   # (N,) or (N, K) with NaN
+                    ) -> dict:            # JSON-ready: `temperature, n, log_loss_before, log_loss_after`
+    "The temperature between 1/20 and 20 with the smallest log loss."
+    from scipy.optimize import minimize_scalar
+    loss = lambda t: float(statistic_for(task, target, temper(task, probs, t))(np.ones((1, 1)))['log_loss'][0])
+    found = minimize_scalar(lambda log_t: loss(np.exp(log_t)), bounds=(-np.log(20), np.log(20)), method='bounded')
+    t = float(np.exp(found.x))
+    return {'temperature': t, 'n': len(target), 'log_loss_before': loss(1.), 'log_loss_after': loss(t)}

@@ -66,6 +66,11 @@ class Images(Dataset):
         if self.augment: img = self.augment(img, self.seed, epoch, self.names[i])
         return img, self.targets[i], i
 
+    def take(self, at: np.ndarray) -> 'Images':
+        "Some of the images, in the order of the positions."
+        pixels = self.pixels[at] if isinstance(self.pixels, np.ndarray) else self.pixels.take(at)
+        return Images(pixels, self.targets.numpy()[at], [self.names[i] for i in at], self.augment, self.seed, None if self.side is None else self.side.take(at))
+
     def ready(self, epoch: int) -> None:
         "Called before an epoch; pixels are always ready."
 
