@@ -157,9 +157,20 @@ class RunConfig:
     device: str = 'auto'                                    # auto cpu cuda mps
     num_workers: int = -1                                   # Loader processes; -1 = chosen by the machine, 0 = none
     n_boot: int = 2000                                      # Bootstrap resamples over patients for the intervals; 0 = none
+    cv_folds: int = 0                                       # Cross-validation in so many folds by patient instead of one run
+    cv_outdir: Path | None = None                           # Gets fold_1/results, … and cv_summary.json; default: cv/ in --outdir
+    optuna_trial_id: str = ''                               # Writes optuna_trial.json: settings searched over, values by epoch, the value reached
+    ray_trial_name: str = ''                                # Writes ray_hpo_NAME.jsonl: one line an epoch
+    ray_logdir: Path | None = None                          # Gets a copy of that file
     compile: bool = False                                   # Stages through torch.compile: a minute or more at the start, less for each image afterwards
 
-    def __post_init__(self): at_least(self, seed=0, num_workers=-1, n_boot=0)
+    def __post_init__(self):
+        at_least(self, seed=0, num_workers=-1, n_boot=0, cv_folds=0)
+        if self.cv_folds == 1: raise ConfigError('is 1', 'Use 2 or more folds.', where='--cv-folds')
+        for name in ('optuna_trial_id', 'ray_trial_name'):
+            if (value := getattr(self, name)) and not all(c.isalnum() or c in '._-' for c in value): raise ConfigError(f'is {value!r}', 'Use letters, digits, dot, dash and underscore.', where=flag(name))
+        if self.ray_logdir and not self.ray_trial_name: raise ConfigError('needs a name for its file', 'Add --ray-trial-name NAME.', where='--ray-logdir')
+        if self.cv_outdir and not self.cv_folds: raise ConfigError('is for cross-validation', 'Add --cv-folds 3.', where='--cv-outdir')
 
 # %% ../nbs/01_config.ipynb #404c6b30
 @dataclass
@@ -306,7 +317,7 @@ def _build(cls, d):
     return cls(**{f.name: value(f) for f in fields(cls) if f.name in d})
 
 # %% ../nbs/01_config.ipynb #abb2c280
-FREE = ('outdir', 'resume', 'num_workers', 'cache_dir', 'cache_mode', 'n_boot', 'overwrite', 'save_csv')
+FREE = ('outdir', 'resume', 'cv_outdir', 'optuna_trial_id', 'ray_trial_name', 'ray_logdir', 'num_workers', 'cache_dir', 'cache_mode', 'n_boot', 'overwrite', 'save_csv')
 
 
 def fingerprint(cfg: object) -> str:  # 16 hex digits

@@ -19,12 +19,11 @@ from .core import DataError
 def _sharpness(f: np.ndarray) -> float:
     "Mean size of second differences over that of first ones, both within what is above zero; 0 where nothing changes."
     sums, counts = np.zeros(2), np.zeros(2)
-    for g in (f, f.T):
-        inside, d = g > 0, np.diff(g, axis=0)
+    for before, after in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
+        inside, d = f > 0, f
         for order in (0, 1):
-            inside = inside[1:] & inside[:-1]
-            if order: d = np.diff(d, axis=0)
-            sums[order] += np.abs(d * inside).sum(dtype=np.float64)
+            inside, d = inside[after] & inside[before], d[after] - d[before]
+            sums[order] += np.vdot(np.abs(d), inside.astype(np.float32))
             counts[order] += np.count_nonzero(inside)
     first, second = sums / np.maximum(counts, 1)
     return float(second / first) if first > 0 else 0.
@@ -57,26 +56,32 @@ def image_statistics(pixels: Sequence[np.ndarray],  # (S, S) uint8 or uint16 by 
     return pd.DataFrame([_statistics(np.asarray(pixels[i]), f'image {i}') for i in at], columns=STATISTICS, dtype=float)
 
 # %% ../nbs/17_likeness.ipynb #bdbb98b8
-FLOOR, SHRINK, CLIP = .01, .3, 4.   # Least deviation of a statistic; pull of correlations towards 0; cut in deviations
+FLOOR, SHRINK, CLIP = .01, .6, 4.   # Least deviation of a statistic; pull of correlations towards 0; cut in deviations
+
+
+def _deviations(fit: dict, x: np.ndarray) -> np.ndarray:
+    "Statistics (N, 7) as signed multiples of the deviation on their side of the middle."
+    d = x - np.array(fit['center'])
+    return d / np.where(d > 0, fit['above'], fit['below'])
 
 
 def _fit(x: np.ndarray) -> dict:
-    "Middle, deviations and inverse correlations of statistics (N, 7), as lists."
-    center = np.median(x, axis=0)
-    scale = np.maximum(1.4826 * np.median(np.abs(x - center), axis=0), FLOOR)
-    z = np.clip((x - center) / scale, -CLIP, CLIP)
+    "Middle, deviations to both sides and inverse correlations of statistics (N, 7), as lists."
+    low, center, high = np.percentile(x, (2.5, 50, 97.5), axis=0)
+    fit = {'center': center.tolist(), **{k: np.maximum(d / 1.96, FLOOR).tolist() for k, d in (('below', center - low), ('above', high - center))}}
+    z = np.clip(_deviations(fit, x), -CLIP, CLIP)
     moments = z.T @ z / len(z) + np.eye(x.shape[1]) * FLOOR  # invertible, also where a statistic never changes
     shrunk = (1 - SHRINK) * moments + SHRINK * np.diag(np.diag(moments))
-    return {'center': center.tolist(), 'scale': scale.tolist(), 'precision': np.linalg.inv(shrunk).tolist()}
+    return fit | {'precision': np.linalg.inv(shrunk).tolist()}
 
 
 def _distance(fit: dict, x: np.ndarray) -> np.ndarray:
     "How far each row of statistics is from the middle."
-    z = (x - np.array(fit['center'])) / np.array(fit['scale'])
+    z = _deviations(fit, x)
     return np.sqrt(np.einsum('ij,jk,ik->i', z, np.array(fit['precision']), z))
 
 # %% ../nbs/17_likeness.ipynb #d379f522
-TAIL, MARGIN, FOLDS = .995, 1.25, 10
+TAIL, MARGIN, FOLDS = .995, 1.1, 10
 
 
 def _limit(x: np.ndarray, patients: Sequence[str]) -> float:
@@ -146,11 +151,13 @@ def _beyond(value: float, quantiles: list[float]) -> tuple[float, bool]:
 
 def _grey_reason(profile: dict, x: np.ndarray, times: float) -> str:
     "Which of an image's seven numbers are out, in words."
-    z = np.abs(x - np.array(profile['distance']['center'])) / np.array(profile['distance']['scale'])
+    z = np.abs(_deviations(profile['distance'], x))
     first = [STATISTICS[i] for i in np.argsort(-z, kind='stable')[:2]]
     out = {s: _beyond(x[STATISTICS.index(s)], profile['ranges'][s]) for s in first}
-    share = {s: f'{_WORDS[s][high]} than ' + (f'all {profile["n"]}' if p == 100 else f'{p:g} % of the') + ' training images' for s, (p, high) in out.items() if p >= 97.5}
-    said = ' and '.join(share.values()) if share else f'an unusual combination of {" and ".join(first)}'
+    than = {p: f'than {"all " + str(profile["n"]) if p == 100 else f"{p:g} % of the"} training images' for p, _ in out.values()}
+    found = [(_WORDS[s][high], than[p]) for s, (p, high) in out.items() if p >= 97.5]
+    if len({t for _, t in found}) == 1: found = [(' and '.join(w for w, _ in found), found[0][1])]
+    said = ' and '.join(' '.join(f) for f in found) or f'an unusual combination of {" and ".join(first)}'
     return f'{said} ({times:.1f} times the limit)'
 
 # %% ../nbs/17_likeness.ipynb #9b7e5877

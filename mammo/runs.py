@@ -54,7 +54,7 @@ FILES = dict(config='config.json', summary='summary.json', history='train_histor
              metrics='metrics/{role}_metrics.json', metrics_text='metrics/{role}_metrics.txt', confusion='metrics/{role}_confusion_matrix.npy', exams='{role}_exams.csv',
              features='features.npy', unfinished='features.npy.part', joined='joined.csv', projection='projections/{role}.csv', clustering='clustering_metrics.json',
              preview='preview/{role}.png', report='report.md', report_data='report.json', figure='figures/{role}.png', folds='folds.csv',
-             answers='predictions.csv', descriptors='descriptors.csv', calibration='calibration.json', member='view_{role}')
+             answers='predictions.csv', descriptors='descriptors.csv', calibration='calibration.json', member='view_{role}', cv_summary='cv_summary.json', trial='optuna_trial.json', trial_log='ray_hpo_{role}.jsonl')
 
 # %% ../nbs/02_runs.ipynb #559b5c76
 def artefact(kind: str,          # A key of `FILES`

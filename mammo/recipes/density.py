@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..config import DataConfig, ImageConfig, ModelConfig, OptimConfig, PhantomConfig, RunConfig, TrainConfig
 from ..core import ConfigError, Task
+from ..crossval import cross_validate
 from ..manifest import DENSITY, DataSet, load_dataset
 from ..metrics import headline
 from ..phantom import write_study
@@ -41,8 +42,9 @@ def density_data(cfg: TrainConfig) -> DataSet:
 
 # %% ../../nbs/50_density.ipynb #0298ec41
 def train_density(cfg: TrainConfig) -> RunDir:  # Finished
-    "What `mammography train-density` does."
-    return train(density_data(cfg), cfg)
+    "What `mammography train-density` does: one run, or with `--cv-folds` one a fold."
+    data, folder = density_data(cfg), cfg.run.cv_outdir or Path(cfg.run.outdir) / 'cv'
+    return cross_validate(data, cfg, cfg.run.cv_folds, folder, train) if cfg.run.cv_folds else train(data, cfg)
 
 # %% ../../nbs/50_density.ipynb #6bc5d629
 def figures(run: RunDir) -> dict[str, pd.DataFrame]:  # By role
@@ -52,11 +54,23 @@ def figures(run: RunDir) -> dict[str, pd.DataFrame]:  # By role
 
 def report(run: RunDir) -> str:
     "The figures of a run and where its files lie, for a terminal."
+    if run.has('cv_summary'): return _report_folds(run)
     parts = []
     for role, table in figures(run).items():
-        parts += [f'{role}: {run.read_json("metrics", role)["note"]}', table.to_string(float_format='{:.3f}'.format), '']
+        metrics = run.read_json('metrics', role)
+        parts += [f'{role}: {metrics["note"]}', table.to_string(float_format='{:.3f}'.format), '']
+        if exam := metrics.get('exam'): parts += [f'{role}, exams (mean of the images of a breast, then of the breasts); the views of {exam["n_disagreeing"]} of {exam["n"]} disagree', headline(exam).to_string(float_format='{:.3f}'.format), '']
     kinds = [k for k in ('best', 'summary', 'history', 'manifest', 'predictions', 'metrics_text', 'confusion', 'log') if run.has(k)]
     return '\n'.join([*parts, f'{run.path}/', *(f'  {artefact(k)}' for k in kinds)])
+
+# %% ../../nbs/50_density.ipynb #41e6395f
+def _report_folds(run: RunDir) -> str:
+    "Mean, sample deviation and range over the folds."
+    said = run.read_json('cv_summary')
+    rows = {f: v for f, v in said['figures'].items() if f in ('accuracy', 'kappa_quadratic', 'macro_f1', 'auroc_macro')}
+    table = pd.DataFrame([{'figure': f, 'mean': v['mean'], 'sd': v['sd'], 'lowest': v['range'][0], 'highest': v['range'][1]} for f, v in rows.items()]).set_index('figure')
+    return '\n'.join([f'{said["folds"]} folds by patient, {said["n"]} images of {said["n_patients"]} patients, each scored by a model that had not seen the patient; sd is the sample standard deviation',
+                      table.to_string(float_format='{:.3f}'.format), '', f'{run.path}/', *(f'  {r}' for r in said['runs'])])
 
 # %% ../../nbs/50_density.ipynb #e0098147
 def demo_config(outdir: Path) -> TrainConfig:
