@@ -89,7 +89,7 @@ def _limit(x: np.ndarray, patients: Sequence[str]) -> float:
     fold = pd.factorize(np.asarray(patients, dtype=str))[0]
     if fold.max() + 1 < FOLDS: fold = np.arange(len(x))
     d = np.concatenate([_distance(_fit(x[fold % FOLDS != k]), x[fold % FOLDS == k]) for k in range(FOLDS)])
-    return MARGIN * float(np.quantile(d, TAIL, method='higher'))
+    return MARGIN * max(1., float(np.quantile(d, TAIL, method='higher')))  # at least 1: equal images would leave no room at all
 
 # %% ../nbs/17_likeness.ipynb #cb8aee7f
 CATEGORIES = ('view', 'laterality', 'manufacturer', 'intent', 'view_modifier')
