@@ -34,7 +34,7 @@ def fold_data(data: DataSet,
               ) -> DataSet:          # With a role for every image
     "The data set with the outer part of a fold as `test`. No patient stands in two roles."
     labels = [l for l in label_columns(data.task) if l != 'target']
-    _, outer = group_folds(data.manifest, k, seed, labels)[fold]
+    _, outer = group_folds(data.manifest, k, seed, labels, flag='--cv-folds')[fold]
     is_outer = np.isin(np.arange(len(data.manifest)), outer)
     inner = assign_roles(data.manifest[~is_outer], val, 0., 0., seed, labels)
     manifest = pd.concat([inner, data.manifest[is_outer].assign(role='test')]).loc[data.manifest.index]

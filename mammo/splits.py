@@ -160,15 +160,16 @@ def group_folds(manifest: pd.DataFrame,      # One row an image
                 k: int = 5,                  # Number of folds, at least 2
                 seed: int = 42,              # Shuffles the patients
                 labels: Sequence[str] = (),  # The label columns of a multilabel manifest
+                flag: str = '--folds',       # What the command calls k
                 ) -> list[tuple[np.ndarray, np.ndarray]]:  # `(train, val)` row positions, int64, one pair a fold
     "Stratified folds in which no patient stands on both sides. Raises DataError where a class has fewer patients than folds."
     from sklearn.model_selection import StratifiedGroupKFold
-    if k < 2: raise ConfigError(f'{k} folds', 'Use at least 2.', where='--folds')
+    if k < 2: raise ConfigError(f'{k} folds', 'Use at least 2.', where=flag)
     people = _patients(manifest, labels, seed)
     few = people.stratum.value_counts().sort_index()
     if len(people) < k or (not labels and few.min() < k):
         name = manifest.label[manifest.target == few.idxmin()].iloc[0] if 'label' in manifest and not labels else few.idxmin()
-        raise DataError(f'class {name} has {few.min()} patients for {k} folds', 'Use fewer folds.', where='--folds')
+        raise DataError(f'class {name} has {few.min()} patients for {k} folds', 'Use fewer folds.', where=flag)
     order = np.argsort(manifest.sample_id.to_numpy(dtype=str), kind='stable')
     number = people['first'].rank().astype(np.int64)
     stratum = people.stratum.where(people.stratum.map(few) >= k, -1)  # findings too rare for every fold go with the rest
