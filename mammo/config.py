@@ -145,7 +145,7 @@ class OptimConfig:
         if self.sampler == 'weighted' and self.class_weights != 'none' and not self.balance_twice:
             raise ConfigError('and class weights correct the same imbalance twice', 'Add --class-weights none, or --balance-twice where that is meant.', where='--sampler weighted')
 
-
+# %% ../nbs/01_config.ipynb #79dddc05
 @dataclass
 class RunConfig:
     "Where it runs and what it leaves."

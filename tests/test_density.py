@@ -221,3 +221,12 @@ def test_images_unlike_the_training_images(place):
     assert run('predict', '--run', 'o/results', '--input', 'new', '--out', 'p.csv', '--num-workers', 0) == 0
     table = pd.read_csv('p.csv', keep_default_na=False).set_index('path').unlike_training
     assert table[files[0].name] != '' and (table.drop(files[0].name) == '').mean() >= .5
+
+
+@pytest.mark.slow
+def test_compiled_stages_learn_the_same(place):
+    "torch.compile changes the time of a step, and its numbers by rounding only."
+    flags = ['train-density', *SMALL, '--unfreeze-last-block', '--outdir', 'o']
+    assert run(*flags) == 0 and run(*flags, '--compile') == 0
+    a, b = (read(place / 'o' / r / 'train_history.json')['train_loss'] for r in ('results', 'results_1'))
+    np.testing.assert_allclose(a, b, rtol=.01)
