@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning_fabric as lf
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .core import ConfigError
+from .devices import put_together
 from .loading import Images, make_loader
 
 # %% ../nbs/22_activations.ipynb #643b11ec
@@ -43,10 +45,11 @@ class Activations(Dataset):
                  batch_size: int = 16,
                  workers: int = 0,
                  desc: str = 'activations',
+                 fabric: lf.Fabric | None = None,    # Processes that share the work; each ends with all rows
                  ):
         if views < 1: raise ConfigError(f'is {views}', 'Use 1 or more views.', where='--feature-cache')
-        self.images, self.views, self.trunk, self.desc, self.done = images, views, trunk, desc, set()
-        self.loader = make_loader(images, batch_size, False, workers)
+        self.images, self.views, self.trunk, self.desc, self.done, self.fabric = images, views, trunk, desc, set(), fabric
+        self.loader = make_loader(images, batch_size, False, workers, part=(fabric.global_rank, fabric.world_size) if fabric else (0, 1))
         one = self._numbers(images[0, 0][0][None])
         self.shape, self.bf16 = one.shape[1:], one.dtype == np.int16
         self.file = _nameless(folder, views * len(images) * one.nbytes)
@@ -67,8 +70,16 @@ class Activations(Dataset):
         view = epoch % self.views
         if view in self.done: return
         self.loader.batch_sampler.epoch = view
-        for img, _, i in tqdm(self.loader, desc=self.desc, delay=2, leave=False): self.rows[view, i.numpy()] = self._numbers(img)
+        for b, batch in enumerate(tqdm(self.loader, desc=self.desc, delay=2, leave=False, disable=bool(self.fabric and self.fabric.global_rank))): self._keep(view, b, batch)
         self.done.add(view)
+
+    def _keep(self, view: int, b: int, batch: list[Tensor] | None) -> None:
+        "Stores batch `b` of a view, with the parts that other processes have computed."
+        if self.fabric is None: self.rows[view, batch[2].numpy()] = self._numbers(batch[0]); return
+        first = b * self.loader.batch_sampler.batch_size
+        n = min(self.loader.batch_sampler.batch_size, len(self) - first)
+        at, rows = (batch[2].numpy() - first, self._numbers(batch[0])) if batch else (np.zeros(0, int), np.zeros((0, *self.shape), self.rows.dtype))
+        self.rows[view, first:first + n] = put_together(self.fabric, rows, at, n)
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
         epoch, i = at

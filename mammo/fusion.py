@@ -50,12 +50,12 @@ def load_features(folder: str | Path,    # Made by `mammography embed`
     summary = run.read_json('summary')
     if lost := [k for k in ('features', 'joined') if not run.has(k)]: raise RunError(f'has no {run.file(lost[0]).name}', 'Run embed again.', where=f'--embeddings-dir {folder}')
     changed = [k for k in ('features', 'joined') if verify and hash_file(run.file(k)) != summary[f'{k}_sha256']]
-    if changed: raise RunError(f'{run.file(changed[0]).name} was changed since it was written', 'Run embed with --overwrite.', where=folder)
+    if changed: raise RunError(f'{run.file(changed[0]).name} was changed since it was written', 'Run embed with --overwrite.', where=f'--embeddings-dir {folder}')
     try: features = np.load(run.file('features'), mmap_mode='r')
-    except (ValueError, OSError) as e: raise RunError(f'features.npy is damaged ({e})', 'Run embed with --overwrite.', where=folder) from None
+    except (ValueError, OSError) as e: raise RunError(f'features.npy is damaged ({e})', 'Run embed with --overwrite.', where=f'--embeddings-dir {folder}') from None
     table = pd.read_csv(run.file('joined'), dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values={'age': ['']})
     if len(features) != len(table) or not (table.EmbeddingIndex == np.arange(len(table))).all():
-        raise RunError(f'{len(features)} rows of features and {len(table)} of joined.csv do not go together', 'Run embed with --overwrite.', where=folder)
+        raise RunError(f'{len(features)} rows of features and {len(table)} of joined.csv do not go together', 'Run embed with --overwrite.', where=f'--embeddings-dir {folder}')
     return FeatureTable(features, table, summary, Path(folder))
 
 # %% ../nbs/21_fusion.ipynb #8028eba6

@@ -313,14 +313,14 @@ class _Work:
         return record | {'seconds': time.perf_counter() - start}, pixels if self.send else None, False
 
 # %% ../nbs/15_ingest.ipynb #e99bc6a6
-def _decode_all(sources: list[Source], work: _Work, workers: int | None, timeout: float | None, progress: bool) -> Iterator[tuple[str, dict, np.ndarray | None, bool]]:
-    "`(key, record, pixels, cached)` of each source as it is done."
+def _decode_all(sources: list[Source], work: _Work, workers: int | None, timeout: float | None, progress: bool, **engine) -> Iterator[tuple[str, dict, np.ndarray | None, bool]]:
+    "`(key, record, pixels, cached)` of each source as it is done. `engine` as in `jobs.map`."
     timeout, again = timeout if workers != 0 else None, []
-    for o in jobs.map(work, sources, workers=workers, desc='ingest', timeout=timeout, progress=progress):
+    for o in jobs.map(work, sources, workers=workers, desc='ingest', timeout=timeout, progress=progress, **engine):
         if o.ok: yield o.item.key, *o.value
         elif isinstance(o.error, ConfigError): raise o.error
         else: again.append(o.item)
-    for o in jobs.map(work, again, workers=0 if workers == 0 else 1, desc='second try', timeout=timeout, progress=progress):
+    for o in jobs.map(work, again, workers=0 if workers == 0 else 1, desc='second try', timeout=timeout, progress=progress, **engine):
         yield (o.item.key, *o.value) if o.ok else (o.item.key, _refusal(o.item.key, o.error), None, False)
 
 # %% ../nbs/15_ingest.ipynb #12723dab
@@ -329,7 +329,7 @@ class IngestReport:
     "What became of each row of a manifest."
     frame: 'pd.DataFrame'   # ok, reason, detail, lost, cached, rebuilt, seconds, key, affine, flipped, box, notes and the technical header
     recipe: Recipe          # How it was decoded
-    workers: int            # Processes that worked, 0 for this one
+    workers: int | None     # Processes that worked, 0 for this one; None: as many as the cluster held
     seconds: float          # From the first look at the store to the last image
     sources: list = field(default_factory=list, repr=False)  # A `Source` a row; None where there is no such file
 
@@ -402,6 +402,8 @@ def ingest(manifest: 'pd.DataFrame',          # One row an image; `path`, and wh
            limits: Limits = Limits(),         # What is not even tried
            timeout: float = 300.,             # Seconds a file may take
            progress: bool = True,             # Bars on stderr
+           engine: str = 'process',           # Who decodes, as in `jobs.map`; on a cluster the store has to be a folder that all machines see
+           ray_address: str = '',             # As in `jobs.cluster`
            ) -> IngestReport:
     "Every content of the manifest is in the store afterwards, or its row says why not. A bad file never ends it."
     start, recipe = time.perf_counter(), Recipe(prep, tuple(keep), limits)
@@ -412,13 +414,13 @@ def ingest(manifest: 'pd.DataFrame',          # One row an image; `path`, and wh
     records, damaged = _open(store, list(unique), progress)
     todo, cached = [s for k, s in unique.items() if k not in records], set(records)
     work = _Work(recipe, store if isinstance(store, PixelStore) else None, isinstance(store, MemoryStore), code_hash(*_DECIDES))
-    for key, record, pixels, was_there in _decode_all(todo, work, workers, timeout, progress):
+    for key, record, pixels, was_there in _decode_all(todo, work, workers, timeout, progress, engine=engine, ray_address=ray_address):
         records[key] = record
         if was_there: cached.add(key)
         if pixels is not None or (work.send and record['reason']): store.put(key, pixels, record)
     names = manifest['sample_id'] if 'sample_id' in manifest else [''] * len(manifest)
     rows = [_row(n, records[s.key], s.key in cached, s.key in damaged) if isinstance(s, Source) else _row(n, s, False, False) for n, s in zip(names, sources)]
-    crew = min(len(todo), jobs.usable_cpus() if workers is None else workers)
+    crew = None if todo and engine == 'ray' and workers is None else min(len(todo), jobs.usable_cpus() if workers is None else workers)
     return IngestReport(_frame(rows, manifest.index), recipe, crew, time.perf_counter() - start, [s if isinstance(s, Source) else None for s in sources])
 
 # %% ../nbs/15_ingest.ipynb #5297d496
@@ -459,10 +461,12 @@ def open_pixels(manifest: 'pd.DataFrame',           # As in `ingest`
                 keep: tuple[str, ...] = (),         # Refusals that are waived
                 limits: Limits = Limits(),          # What is not even tried
                 progress: bool = True,              # Bars on stderr
+                engine: str = 'process',            # As in `ingest`
+                ray_address: str = '',              # As in `ingest`
                 ) -> Pixels:                        # One image a row; `.report` is ingest's
     "The images of a manifest, bit for bit the same in every cache mode."
     if cache_mode not in CACHE_MODES: raise ConfigError(f'cache mode is {cache_mode!r}', f'Use one of {", ".join(CACHE_MODES)}.', where='--cache-mode')
     if cache_mode == 'disk' and store_dir is None: raise ConfigError('cache mode disk needs a folder', 'Give one, or use --cache-mode memory.', where='--cache-dir')
     store = {'disk': lambda: PixelStore(store_dir, prep, keep, limits), 'memory': lambda: MemoryStore(prep, keep, limits), 'none': lambda: None}[cache_mode]()
-    report = ingest(manifest, prep, store, workers, keep, limits, progress=progress)
+    report = ingest(manifest, prep, store, workers, keep, limits, progress=progress, engine=engine, ray_address=ray_address)
     return Pixels([s if ok else None for s, ok in zip(report.sources, report.frame.ok)], store or report.recipe, report)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -96,9 +96,10 @@ class EpochBatches:
                  shuffle: bool = False,   # A new order each epoch; else by position
                  skip: int = 0,           # Batches left out at the beginning
                  chance: np.ndarray | None = None,  # (n,) how often each image is drawn, relative; with replacement, and only with `shuffle`
+                 part: tuple[int, int] = (0, 1),  # Which process of how many; each takes its own images of every batch, perhaps none
                  ):
         if chance is not None and (len(chance) != n or not np.isfinite(chance).all() or min(chance) <= 0): raise ConfigError(f'{len(chance)} chances for {n} images, or one that is not above 0')
-        self.n, self.batch_size, self.seed, self.shuffle, self.skip, self.chance, self.epoch = n, batch_size, seed, shuffle, skip, chance, 0
+        self.n, self.batch_size, self.seed, self.shuffle, self.skip, self.chance, self.part, self.epoch = n, batch_size, seed, shuffle, skip, chance, part, 0
 
     def order(self) -> np.ndarray:
         if not self.shuffle: return np.arange(self.n)
@@ -106,8 +107,8 @@ class EpochBatches:
         return rng.permutation(self.n) if self.chance is None else rng.choice(self.n, self.n, p=self.chance / np.sum(self.chance))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self.order().tolist()
-        for a in range(self.skip * self.batch_size, self.n, self.batch_size): yield [(self.epoch, i) for i in order[a:a + self.batch_size]]
+        order, (rank, world) = self.order().tolist(), self.part
+        for a in range(self.skip * self.batch_size, self.n, self.batch_size): yield [(self.epoch, i) for i in order[a:a + self.batch_size][rank::world]]
 
     def __len__(self) -> int: return max(0, -(-self.n // self.batch_size) - self.skip)
 
@@ -127,12 +128,16 @@ def auto_workers(device: str = 'cpu') -> int:  # Loader processes
     return 0 if device == 'cpu' else max(1, min(8, cpus - 1))
 
 
-def make_loader(images: Images, batch_size: int, shuffle: bool = False, workers: int = 0, pin: bool = False, skip: int = 0, chance: np.ndarray | None = None) -> DataLoader:
-    "A loader whose `batch_sampler.epoch` decides what it gives."
+def _batch(rows: list[tuple]) -> list[Tensor] | None: return default_collate(rows) if rows else None
+
+
+def make_loader(images: Images, batch_size: int, shuffle: bool = False, workers: int = 0, pin: bool = False, skip: int = 0, chance: np.ndarray | None = None,
+                part: tuple[int, int] = (0, 1)) -> DataLoader:
+    "A loader whose `batch_sampler.epoch` decides what it gives; None in place of a batch of which this process has no part."
     if workers < 0: raise ConfigError(f'is {workers}', 'Use 0 or more, or leave it out.', where='--num-workers')
-    batches = EpochBatches(len(images), batch_size, images.seed, shuffle, skip, chance)
+    batches = EpochBatches(len(images), batch_size, images.seed, shuffle, skip, chance, part)
     own = torch.Generator().manual_seed(images.seed)  # else a loader draws from torch's own, and dropout would depend on the number of workers
-    return DataLoader(images, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin, generator=own)
+    return DataLoader(images, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin, generator=own, collate_fn=_batch)
 
 # %% ../nbs/16_loading.ipynb #c68d080e
 class ToInput(nn.Module):

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from .breast import Prep
+from .calibration import prediction_sets, set_text, temper
 from .config import PredictConfig
 from .core import ConfigError
 from .dicom import Limits, ReadOptions
-from .evaluation import exam_level, exam_table, prediction_table, temper
+from .evaluation import exam_level, exam_table, prediction_table
 from .fusion import FeatureTable, Side, load_features, rows_of, same_extraction
 from .ingest import open_pixels
 from .likeness import unlike
@@ -69,9 +70,11 @@ def predict(cfg: PredictConfig) -> pd.DataFrame:  # As written to `cfg.out`
         images = Images(kept, np.full(len(rows), -1), rows.sample_id, side=side)
         probs = answer(learners, images, rows, cfg.batch_size, 'predict').probs if len(rows) else np.zeros((0, learner.task.k))
         why = unlike(ckpt['profile'], rows, kept) if len(rows) else []
-    temperature = run.read_json('calibration')['temperature'] if run.has('calibration') else None
-    if temperature: probs = temper(learner.task, probs, temperature)
-    return _write(cfg.out, learner, probs, rows, why, temperature, _refused(data, frame))
+    calibration = run.read_json('calibration') if run.has('calibration') else {}
+    more = {'unlike_training': why, 'calibrated': bool(calibration)}
+    if 'conformal' in calibration: more['prediction_set'] = [set_text(learner.task, s) for s in prediction_sets(calibration['conformal'], probs)]
+    if calibration: probs = temper(learner.task, probs, calibration['temperature'])
+    return _write(cfg.out, learner, probs, rows, more, _refused(data, frame))
 
 # %% ../nbs/39_prediction.ipynb #53fc5dc5
 def _with_features(data: DataSet, frame: pd.DataFrame, table: FeatureTable | None, learner: Learner) -> np.ndarray | None:
@@ -97,14 +100,16 @@ def exams_beside(out: str | Path) -> Path:
     return out.with_name(f'{out.stem}_exams{out.suffix}')
 
 # %% ../nbs/39_prediction.ipynb #df82e930
-def _write(out: Path, learner: Learner, probs: np.ndarray, rows: pd.DataFrame, why: list[str], temperature: float | None, refused: pd.DataFrame) -> pd.DataFrame:
+def _write(out: Path, learner: Learner, probs: np.ndarray, rows: pd.DataFrame, more: dict[str, object], refused: pd.DataFrame) -> pd.DataFrame:
     "Both tables. The warnings are counted in the log."
     table = prediction_table(learner.task, learner.objective, probs, rows, known=False)
-    table = table.assign(path=rows.rel_path, status='ok', calibrated=temperature is not None, unlike_training=why)
-    if n := sum(map(bool, why)): log.warning('%d of %d images are unlike the training images (column unlike_training): their probabilities mean less', n, len(rows))
+    table = table.assign(path=rows.rel_path, status='ok', **more)
+    if n := sum(map(bool, more['unlike_training'])): log.warning('%d of %d images are unlike the training images (column unlike_training): their probabilities mean less', n, len(rows))
     table = pd.concat([table, refused], ignore_index=True)
     with atomic(out) as f: table.to_csv(f, index=False)
     if len(rows):
-        exams = exam_table(learner.task, learner.objective, exam_level(learner.task, learner.objective, probs, rows, known=False))
+        once = ~rows.duplicated(['exam_id', 'file_hash']).to_numpy()
+        if n := (~once).sum(): log.warning('%d files are copies of another: an exam counts each image once', n)
+        exams = exam_table(learner.task, learner.objective, exam_level(learner.task, learner.objective, probs[once], rows[once].reset_index(drop=True), known=False))
         with atomic(exams_beside(out)) as f: exams.to_csv(f, index=False)
     return table

@@ -52,9 +52,13 @@ SCHEMA = 1
 FILES = dict(config='config.json', summary='summary.json', history='train_history.json', manifest='data_manifest.json', log='run.log',
              best='best_model.pth', last='last.pth', predictions='{role}_predictions.csv', embeddings='embeddings_{role}.npy',
              metrics='metrics/{role}_metrics.json', metrics_text='metrics/{role}_metrics.txt', confusion='metrics/{role}_confusion_matrix.npy', exams='{role}_exams.csv',
-             features='features.npy', unfinished='features.npy.part', joined='joined.csv', projection='projections/{role}.csv', clustering='clustering_metrics.json',
+             features='features.npy', unfinished='features.npy.part', shard='features.npy.part.{role}', joined='joined.csv', projection='projections/{role}.csv', clustering='clustering_metrics.json',
              preview='preview/{role}.png', report='report.md', report_data='report.json', figure='figures/{role}.png', folds='folds.csv',
-             answers='predictions.csv', descriptors='descriptors.csv', calibration='calibration.json', member='view_{role}', cv_summary='cv_summary.json', trial='optuna_trial.json', trial_log='ray_hpo_{role}.jsonl')
+             subgroups='metrics/{role}_subgroups.csv', worst_errors='metrics/{role}_worst_errors.csv', probes='metrics/probes.json', learning_curve='learning_curve.csv',
+             answers='predictions.csv', descriptors='descriptors.csv', calibration='calibration.json', member='view_{role}', cv_summary='cv_summary.json',
+             seeds='seeds.json', seeds_table='seeds.csv', seeds_report='seeds.md', validation='validation.json', validation_report='validation.md', validation_predictions='validation_predictions.csv',
+             per_vendor='per_vendor.csv', card='model_card.md', sheet='claim_tripod.md', sheet_table='claim_tripod.csv',
+             study='study.json', study_page='study.md', journal='study_journal.log', trials='trials.csv', trial_folder='trials/trial_{role}', trial='optuna_trial.json', trial_log='ray_hpo_{role}.jsonl')
 
 # %% ../nbs/02_runs.ipynb #559b5c76
 def artefact(kind: str,          # A key of `FILES`
@@ -190,6 +194,7 @@ def find_run(where: str | Path,                # A run directory, a folder with 
     found = [p for p in (path.iterdir() if path.is_dir() else Path(root).glob(f'**/{path}') if not path.is_absolute() else ()) if is_run(p)]
     if len(found) == 1: return RunDir(found[0])
     if found: raise RunError(f'{len(found)} runs are meant', 'Choose one: ' + ', '.join(sorted(str(p) for p in found)), where=f'--run {where}')
+    if (path / FILES['cv_summary']).is_file(): raise RunError('is a cross-validation, not one run', f'Give one of its folds, as {path / "fold_1"}.', where=f'--run {where}')
     raise RunError('there is no such run', f'Give a folder with {FILES["config"]}.', where=f'--run {where}')
 
 
