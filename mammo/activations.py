@@ -65,26 +65,31 @@ class Activations(Dataset):
         h = self.trunk(img).movedim(1, -1).cpu().contiguous()
         return h.view(torch.int16).numpy() if h.dtype == torch.bfloat16 else h.float().numpy()
 
-    def ready(self, epoch: int) -> None:
-        "Computes the view of an epoch where that has not been done."
-        view = epoch % self.views
-        if view in self.done: return
-        self.loader.batch_sampler.epoch = view
-        for b, batch in enumerate(tqdm(self.loader, desc=self.desc, delay=2, leave=False, disable=bool(self.fabric and self.fabric.global_rank))): self._keep(view, b, batch)
-        self.done.add(view)
-
-    def _keep(self, view: int, b: int, batch: list[Tensor] | None) -> None:
-        "Stores batch `b` of a view, with the parts that other processes have computed."
-        if self.fabric is None: self.rows[view, batch[2].numpy()] = self._numbers(batch[0]); return
-        first = b * self.loader.batch_sampler.batch_size
-        n = min(self.loader.batch_sampler.batch_size, len(self) - first)
-        at, rows = (batch[2].numpy() - first, self._numbers(batch[0])) if batch else (np.zeros(0, int), np.zeros((0, *self.shape), self.rows.dtype))
-        self.rows[view, first:first + n] = put_together(self.fabric, rows, at, n)
-
     def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
         epoch, i = at
         h = torch.from_numpy(np.array(self.rows[epoch % self.views, i]))
         return h.view(torch.bfloat16) if self.bf16 else h, self.targets[i], i
+
+# %% ../nbs/22_activations.ipynb #ecd6d161
+def _ready(self: Activations, epoch: int) -> None:
+    "Computes the view of an epoch where that has not been done."
+    view = epoch % self.views
+    if view in self.done: return
+    self.loader.batch_sampler.epoch = view
+    for b, batch in enumerate(tqdm(self.loader, desc=self.desc, delay=2, leave=False, disable=bool(self.fabric and self.fabric.global_rank))): _keep(self, view, b, batch)
+    self.done.add(view)
+
+
+def _keep(self: Activations, view: int, b: int, batch: list[Tensor] | None) -> None:
+    "Stores batch `b` of a view, with the parts that other processes have computed."
+    if self.fabric is None: self.rows[view, batch[2].numpy()] = self._numbers(batch[0]); return
+    first = b * self.loader.batch_sampler.batch_size
+    n = min(self.loader.batch_sampler.batch_size, len(self) - first)
+    at, rows = (batch[2].numpy() - first, self._numbers(batch[0])) if batch else (np.zeros(0, int), np.zeros((0, *self.shape), self.rows.dtype))
+    self.rows[view, first:first + n] = put_together(self.fabric, rows, at, n)
+
+
+Activations.ready = _ready
 
 # %% ../nbs/22_activations.ipynb #e4d05b7e
 DEFAULT_VIEWS = 8

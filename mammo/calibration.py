@@ -289,7 +289,7 @@ def reliability_figure(tables: dict[str, pd.DataFrame],  # Title of a panel → 
         t = table[table.label == label]
         if not len(t): raise DataError(f'has no row of {label!r}', f'It has {", ".join(table.label.unique())}.', where=f'table {title!r}')
         ax.plot([0, 1], [0, 1], ls='--', color='0.5', lw=1, label='perfectly calibrated')
-        ax.errorbar(t.predicted, t.observed, [t.observed - t.observed_low, t.observed_high - t.observed], fmt='o', ms=4, color='#0072B2', lw=1.2, capsize=2, label='observed, 95 % interval')
+        ax.errorbar(t.predicted, t.observed, np.maximum([t.observed - t.observed_low, t.observed_high - t.observed], 0), fmt='o', ms=4, color='#0072B2', lw=1.2, capsize=2, label='observed, 95 % interval')
         ax.set_title(f'{title} (n = {t.n.sum():,} images)', fontsize=9)
         ax.set(xlim=(0, 1), ylim=(0, 1.02), xticks=(0, .25, .5, .75, 1))
         strip.bar(t.low, t.n, t.high - t.low, align='edge', color='#0072B2', alpha=.35, edgecolor='white', lw=.5)

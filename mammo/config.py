@@ -180,7 +180,7 @@ class BaseRunConfig:
         if self.ray_logdir and not self.ray_trial_name: raise ConfigError('needs a name for its file', 'Add --ray-trial-name NAME.', where='--ray-logdir')
         if self.cv_outdir and not self.cv_folds: raise ConfigError('is for cross-validation', 'Add --cv-folds 3.', where='--cv-outdir')
 
-
+# %% ../nbs/01_config.ipynb #3e2666e5
 @dataclass
 class RunConfig(BaseRunConfig):
     "And by what its pieces are worked on."

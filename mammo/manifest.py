@@ -440,5 +440,6 @@ def manifest_record(data: DataSet,              # With roles, where they were as
             'columns': list(m.columns),
             'roles': {r: sorted(m.sample_id[m.role == r]) for r in (*ROLES, '') if (m.role == r).any()},
             'proof': proof or {},
+            'identities': {c: m[c].tolist() for c in ('sample_id', 'patient_key', 'file_hash') if c in m},
             'audit': {'counts': data.reasons, 'meaning': {r: REASONS[r] for r in data.reasons},
                       'serious': sum(r['reason'] in SERIOUS for r in data.audit), 'rows': data.audit}}

@@ -446,7 +446,7 @@ def trials_table(study, run: RunDir) -> pd.DataFrame:  # One row a trial, number
         seconds = (t.datetime_complete - t.datetime_start).total_seconds() if t.datetime_start and t.datetime_complete else None
         retry = t.user_attrs.get('retry_of')
         return {'trial': t.number + 1, 'state': t.state.name, 'value': t.value, 'epochs': max(t.intermediate_values, default=0), 'seconds': seconds, **t.params,
-                'retry_of': None if retry is None else retry + 1, 'error': why_failed(t), 'run': str((trial_folder(run, t.number).path / 'results').relative_to(run.path))}
+                'retry_of': None if retry is None else retry + 1, 'error': why_failed(t), 'run': str(result.relative_to(run.path)) if (result := trial_folder(run, t.number).path / 'results').is_dir() else None}
     columns = ['trial', 'state', 'value', 'epochs', 'seconds', *SEARCHED, 'retry_of', 'error', 'run']
     table = pd.DataFrame([row(t) for t in study.get_trials(deepcopy=False)])
     return table.reindex(columns=[c for c in columns if c in table]).astype({'retry_of': 'Int64'})

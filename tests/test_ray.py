@@ -200,6 +200,7 @@ def test_ingest_is_the_same_on_ray(cluster, tiny, tmp_path):
     assert (open_pixels(m, Prep(size=64), 'memory', workers=2, progress=False, engine='ray')[3] == here[3]).all()
 
 
+@pytest.mark.slow
 def test_shards_give_the_same_bytes(cluster, tiny, tmp_path):
     "Whole, in shards of processes and of Ray, and taken up after a shard was lost."
     from mammo.config import EmbedConfig, EmbedImageConfig, EmbedModelConfig, EmbedRunConfig

@@ -201,7 +201,7 @@ def test_two_commands_on_one_storage(place, storage):
     t = table(place)
     assert t.state.isin(['COMPLETE', 'PRUNED']).sum() == 5 and t.state.isin(['COMPLETE', 'PRUNED', 'FAIL']).all()
     assert t.trial.tolist() == list(range(1, len(t) + 1)) and len(t) == 5 + t.state.eq('FAIL').sum() <= 6
-    assert all((place / 'o/tune' / r).is_dir() for r in t.run)
+    assert all((place / 'o/tune' / r / 'summary.json').exists() for r in t.run[t.state == 'COMPLETE']) and t.run[t.state == 'PRUNED'].notna().all()
 
 
 def test_workers_and_the_death_of_one(place):
@@ -225,7 +225,7 @@ def holds(pid, path):
 def trials_of(folder):
     "All that a search says of its trials, but for the clock."
     t = pd.read_csv(folder / 'trials.csv').drop(columns='seconds')
-    return t.to_dict('records'), [(folder / r / 'val_predictions.csv').read_bytes() for r in t.run], [{k: v for k, v in read(folder / r / 'train_history.json').items() if k != 'seconds'} for r in t.run]
+    return t.to_csv(), [(folder / r / 'val_predictions.csv').read_bytes() for r in t.run], [{k: v for k, v in read(folder / r / 'train_history.json').items() if k != 'seconds'} for r in t.run]
 
 
 def test_the_test_role_is_out_of_reach(study, tmp_path):
