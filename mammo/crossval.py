@@ -67,11 +67,14 @@ def _fold_job(train: Callable[[DataSet, TrainConfig], RunDir], quiet: bool, fold
     with open(os.devnull, 'w') as nowhere, redirect_stderr(nowhere if quiet else sys.stderr): return str(train(*fold).path)
 
 
+def _at_once(folds: list, cfg: TrainConfig) -> int: return min(cfg.run.fold_workers or len(folds), len(folds))
+
+
 def _side_by_side(folds: list[tuple[DataSet, TrainConfig]], cfg: TrainConfig, train: Callable) -> Iterator[jobs.Outcome]:
     "The folds as jobs. On a cluster with graphics cards each has one of its own."
     c = cfg.run
     if c.devices * c.num_nodes > 1: raise ConfigError('and folds side by side do not go together', 'Use one or the other.', where='--devices')
-    threads = jobs.threads_each(min(c.fold_workers or len(folds), len(folds)))
+    threads = jobs.threads_each(_at_once(folds, cfg))
     return jobs.map(partial(_fold_job, train, True), folds, c.fold_workers, c.engine, 'folds', ray_address=c.ray_address, threads=threads, gpus=None if c.device in ('auto', 'cuda') else 0, nested=True)
 
 # %% ../nbs/44_crossval.ipynb #5dd4425d
@@ -89,7 +92,7 @@ def fold_runs(data: DataSet,
     for f, r in runs.items(): log.info('fold %d of %d is there already: %s', f + 1, k, r.path)
     todo, failed = [f for f in range(k) if f not in runs], {}
     folds = [(fold_data(data, k, f, cfg.data.split_seed, cfg.data.val_split), settings[f]) for f in todo]
-    with closing(_outcomes(data, folds, cfg, train)) as outcomes:  # else workers would outlive an error
+    with _cluster(folds, cfg), closing(_outcomes(data, folds, cfg, train)) as outcomes:  # closed, or workers would outlive an error
         for o in outcomes:
             if isinstance(o.error, ConfigError): raise o.error
             if o.ok: runs[todo[o.index]] = RunDir(o.value)
@@ -98,6 +101,11 @@ def fold_runs(data: DataSet,
     return [runs[f] for f in range(k)]
 
 # %% ../nbs/44_crossval.ipynb #fad1a26e
+def _cluster(folds: list, cfg: TrainConfig):
+    "One for ingest and folds."
+    return jobs.held(cfg.run.engine if folds else 'process', cfg.run.ray_address, max(jobs.usable_cpus(), (n := _at_once(folds, cfg)) * jobs.threads_each(n)))
+
+
 def _outcomes(data: DataSet, folds: list[tuple[DataSet, TrainConfig]], cfg: TrainConfig, train: Callable) -> Iterator[jobs.Outcome]:
     "One after the other in this process, or side by side."
     if cfg.run.engine == 'process' and (cfg.run.fold_workers or 1) == 1 or not folds: return jobs.map(partial(_fold_job, train, False), folds, workers=0, progress=False)

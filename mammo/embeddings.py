@@ -173,7 +173,8 @@ def embed_features(data: DataSet,      # With or without labels
     encoder, record = make_encoder(cfg.model, cfg.image.img_size, cfg.run.device, cfg.run.precision, cfg.run.seed)
     with flat_run(cfg.run.outdir, 'embed', OWNS, deciding(cfg, data, record), flat(cfg), cfg.run.overwrite, _differ) as run, logged(run):
         if _whole(run, cfg.run.overwrite): log.info('features are there already, made from the same images and settings: nothing to extract')
-        else: _extract(run, data, cfg, encoder, record)
+        else:
+            with jobs.held(cfg.run.engine if cfg.run.shards > 1 else 'process', cfg.run.ray_address, max(jobs.usable_cpus(), cfg.run.shards * jobs.threads_each(cfg.run.shards))): _extract(run, data, cfg, encoder, record)
     return run
 
 # %% ../nbs/40_embeddings.ipynb #2cfca0e3

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from .core import ConfigError, DataError, RunError, provenance, stable_hash
 from .jobs import cluster, usable_cpus
 from .manifest import DataSet, label_columns
 from .pipeline import SEARCHED, cache_folder, check, gather, trace, train
-from .runs import SCHEMA, RunDir, atomic, json_ready, logged
+from .runs import SCHEMA, RunDir, json_ready, logged
 from .splits import without_test
 from .training import Progress, read_checkpoint
 
@@ -166,7 +166,7 @@ def settle(cfg: TuneConfig, space: tuple[Setting, ...]):  # → run directory, O
         now = {k: v for k, v in flat(cfg).items() if k not in MAY_CHANGE}
         old = run.read_json('config') if run.has('config') else {'command': 'tune', 'decides': now, 'space': json_ready(list(space)), 'mark': secrets.token_hex(8)}
         if old.get('command') != 'tune': raise RunError(f'belongs to {old.get("command", "a training run")}', 'Choose another --outdir.', where=where)
-        why = differences(old['decides'], json_ready(now)) or (['the space is another one'] if old['space'] != json_ready(list(space)) else [])
+        why = differences(old['decides'], json_ready(now), MAY_CHANGE) or (['the space is another one'] if old['space'] != json_ready(list(space)) else [])
         if why: raise RunError(f'holds a search with other settings ({"; ".join(why)})', 'Choose another --outdir, or the old settings.', where=where)
         if not run.has('config'): run.write_json('config', {'schema': SCHEMA} | old | {'settings': flat(cfg)})
         storage, name = open_storage(cfg.search, run), cfg.search.study_name
@@ -521,7 +521,7 @@ def draw_parallel(study, space: tuple[Setting, ...], monitor: str):
     ax.set(xticks=range(len(space)), xticklabels=[flag(s.name) for s in space], yticks=[], xlim=(-.1, len(space) - .55), ylim=(-.06, 1.06))
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    fig.colorbar(colours, ax=ax, label=f'val {monitor} ({len(done)} complete trials; best in orange)', shrink=.9)
+    fig.colorbar(colours, ax=ax, label=f'val {monitor} (n = {len(done)}, best in orange)', shrink=.9)
     return fig
 
 # %% ../nbs/45_search.ipynb #35338f42

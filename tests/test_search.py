@@ -238,13 +238,13 @@ def test_the_test_role_is_out_of_reach(study, tmp_path):
     dealt = assign_roles(data.manifest, .2, .25, .15, 42)
 
     def cfg(name): return TuneConfig(data=DataConfig(min_readable=0), image=ImageConfig(img_size=64), model=ModelConfig(arch='resnet18', weights='none', train_backbone=False), optim=OptimConfig(epochs=2),
-                                     run=TuneRunConfig(outdir=tmp_path / name, precision='fp32', device='cpu', n_boot=0, num_workers=0), search=SearchConfig(trials=3, startup_trials=2))
+                                     run=TuneRunConfig(outdir=tmp_path / name, precision='fp32', device='cpu', n_boot=0, num_workers=0), search=SearchConfig(trials=2, startup_trials=2))
 
     def spoiled(role):
         rows, m = dealt.role.isin(role), dealt.copy()
         m.loc[rows, 'target'] = (m.target[rows] + 1) % 4
         for i in m.index[rows]:
-            other = tmp_path / f'{"_".join(role)}_{i}.dcm'
+            other = tmp_path / f'spoiled_{"_".join(role)}_{i}.dcm'
             shutil.copy(m.path[m.role == 'train'].iloc[i % 10], other)
             m.loc[i, 'path'] = str(other)
         return m.drop(columns='file_hash', errors='ignore')

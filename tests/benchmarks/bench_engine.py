@@ -1,6 +1,6 @@
 """What an engine adds to a fold: the same folds by a plain loop, in processes and on a local Ray, all in one run.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_engine.py [--folds 4] [--epochs 2] [--workers 2] [--exams 24]
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_engine.py [--folds 3] [--epochs 2] [--workers 2] [--exams 24]
 
 `inside` is the time in the training function, summed over the folds; `overhead a fold` is (seconds − inside / workers) / folds, so it holds the start of workers, their imports, the way there and back, and workers
 that stand idle at the end; for the loop it is what is left of the clock. The start of the cluster is a row of its own, because several calls share it.
@@ -61,7 +61,7 @@ def bench(folder: Path, k: int, epochs: int, workers: int) -> list[dict]:
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for flag, default in (('folds', 4), ('epochs', 2), ('workers', 2), ('exams', 24)): parser.add_argument(f'--{flag}', type=int, default=default)
+    for flag, default in (('folds', 3), ('epochs', 2), ('workers', 2), ('exams', 24)): parser.add_argument(f'--{flag}', type=int, default=default)
     args = parser.parse_args()
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
