@@ -58,7 +58,8 @@ def finished_run(outdir: str | Path,
 
 def fold_settings(cfg: TrainConfig, fold: int, outdir: str | Path) -> TrainConfig:
     "What the run of one fold is told: its own folder, and nothing of the others."
-    run = replace(cfg.run, outdir=Path(outdir) / f'fold_{fold + 1}', resume=True, cv_folds=0, cv_outdir=None, engine='process', ray_address='', fold_workers=None)
+    here = Path(outdir) / f'fold_{fold + 1}'
+    run = replace(cfg.run, outdir=here, resume=here.is_dir(), cv_folds=0, cv_outdir=None, engine='process', ray_address='', fold_workers=None)
     return replace(cfg, data=replace(cfg.data, subset=0), image=replace(cfg.image, cache_dir=cache_folder(cfg)), run=run)
 
 # %% ../nbs/44_crossval.ipynb #f0ac5795
