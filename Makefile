@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# files side by side, one thread each: most tests wait for processes that start
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help setup demo test test-all readme docs lab bench clean
@@ -23,11 +25,11 @@ demo: setup      ## phantom exams as DICOM, a density model trained on them, its
 
 test: setup      ## every notebook's tests, then pytest
 	$(BIN)/python tools/notebooks.py
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: setup  ## the same with what takes longer
 	$(BIN)/python tools/notebooks.py --slow
-	$(BIN)/python -m pytest -q -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 bench: setup     ## speed as ratios in one run
 	for f in tests/benchmarks/bench_*.py; do $(BIN)/python $$f || exit 1; done

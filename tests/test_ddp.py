@@ -21,7 +21,7 @@ def weights(path): return torch.load(path / 'last.pth', weights_only=True)['mode
 
 
 @pytest.mark.parametrize('flags', [('--batch-size', '7', '--feature-cache', '0', '--class-weights', '1,2,3,4'),       # parts of 4 and 3
-                                   ('--batch-size', '45', '--feature-cache', '2', '--loss', 'ordinal', '--accumulate', '2')])  # kept activations; a last batch that may leave a process without a part
+                                   pytest.param(('--batch-size', '45', '--feature-cache', '2', '--loss', 'ordinal', '--accumulate', '2'), marks=pytest.mark.slow)])  # kept activations; the last batch of a step may leave a process without a part
 def test_two_processes_are_one(study, tmp_path, flags):
     for n in (1, 2):
         done = train(study, tmp_path / f'of{n}', n, *flags)
@@ -56,6 +56,7 @@ train(density_data(cfg), cfg, on_epoch=lambda epoch, row: os._exit(9))
 """
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_in_two(study, tmp_path):
     "Dead after its first epoch, taken up by two processes: the same run directory and the same figures."
     flags = ['--batch-size', '7', '--class-weights', 'none']

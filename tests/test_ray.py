@@ -149,7 +149,7 @@ def small_train(parts, cfg):
     return run
 
 
-@pytest.mark.parametrize('engine', ['process', 'ray'])
+@pytest.mark.parametrize('engine', [pytest.param('process', marks=pytest.mark.slow), 'ray'])
 def test_a_killed_fold_costs_itself_and_the_same_call_goes_on(cluster, tiny, tmp_path, engine):
     from mammo.core import RunError
     from mammo.crossval import fold_runs

@@ -70,6 +70,7 @@ def test_each_trial_is_a_run(undisturbed):
     assert all(f'--seed {s}' in text for s in (42, 43, 44)) and '4 complete' in text and '10 with different values are needed' in text
 
 
+@pytest.mark.slow
 def test_what_is_found_can_be_trained(undisturbed, tmp_path, monkeypatch):
     "The command line of the page, word for word, trains with the values of the best trial on the same roles."
     import shlex
@@ -188,7 +189,7 @@ def test_pruned_trials_keep_their_files(place, monkeypatch):
         assert len(list((place / 'o/tune' / run).glob('ray_hpo_*.jsonl'))) == 1 and not (place / 'o/tune' / run / 'summary.json').exists()
 
 
-@pytest.mark.parametrize('storage', [[], ['--storage', 'sqlite:///o.db']])
+@pytest.mark.parametrize('storage', [[], pytest.param(['--storage', 'sqlite:///o.db'], marks=pytest.mark.slow)])
 def test_two_commands_on_one_storage(place, storage):
     "They share the work: every number once, no trial too many, and a killed one leaves its part to the other."
     a = start('--trials', 5, *storage)
@@ -204,6 +205,7 @@ def test_two_commands_on_one_storage(place, storage):
     assert all((place / 'o/tune' / r / 'summary.json').exists() for r in t.run[t.state == 'COMPLETE']) and t.run[t.state == 'PRUNED'].notna().all()
 
 
+@pytest.mark.slow
 def test_workers_and_the_death_of_one(place):
     process = start('--trials', 4, '--workers', 2, '--no-prune')
     while process.poll() is None and not list(place.glob('o/tune/trials/trial_0002/results/config.json')): time.sleep(.01)
@@ -289,6 +291,7 @@ def test_a_real_ray(place):
     assert 'Engine ray' in (place / 'o/tune/study.md').read_text()
 
 
+@pytest.mark.slow
 def test_ray_trains_what_optuna_trains(place, undisturbed):
     "The first trial has the same values in both, and ends in the same predictions."
     pytest.importorskip('ray')
