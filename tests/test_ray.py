@@ -149,7 +149,8 @@ def small_train(parts, cfg):
     return run
 
 
-@pytest.mark.parametrize('engine', [pytest.param('process', marks=pytest.mark.slow), 'ray'])
+@pytest.mark.slow
+@pytest.mark.parametrize('engine', ['process', 'ray'])
 def test_a_killed_fold_costs_itself_and_the_same_call_goes_on(cluster, tiny, tmp_path, engine):
     from mammo.core import RunError
     from mammo.crossval import fold_runs
@@ -172,7 +173,7 @@ def plain(tiny, tmp_path_factory):
     return cross_validate(data, cfg, 2, tmp_path_factory.mktemp('plain'), train)
 
 
-@pytest.mark.parametrize('engine', ['process', 'ray'])
+@pytest.mark.parametrize('engine', [pytest.param('process', marks=pytest.mark.slow), 'ray'])
 def test_folds_are_the_same_wherever_they_run(cluster, tiny, plain, tmp_path, engine):
     from mammo.crossval import cross_validate
     from mammo.pipeline import train

@@ -189,7 +189,8 @@ def test_pruned_trials_keep_their_files(place, monkeypatch):
         assert len(list((place / 'o/tune' / run).glob('ray_hpo_*.jsonl'))) == 1 and not (place / 'o/tune' / run / 'summary.json').exists()
 
 
-@pytest.mark.parametrize('storage', [[], pytest.param(['--storage', 'sqlite:///o.db'], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('storage', [[], ['--storage', 'sqlite:///o.db']])
 def test_two_commands_on_one_storage(place, storage):
     "They share the work: every number once, no trial too many, and a killed one leaves its part to the other."
     a = start('--trials', 5, *storage)
