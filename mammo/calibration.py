@@ -36,7 +36,7 @@ def fit_temperature(task: Task,
                     probs: np.ndarray,               # (N, K) of images that neither trained nor chose the model
                     target: np.ndarray,              # (N,) or (N, K) with NaN
                     groups: Iterable | None = None,  # Patient key of each image, to weigh patients equally; None weighs images equally
-                    ) -> dict:                       # JSON-ready: `temperature, n, log_loss_before, log_loss_after`, with groups `n_patients` too
+                    ) -> dict:                       # JSON-ready: `temperature, n, log_loss_before, log_loss_after`, with groups `n_patients` too, and a `note` where the edge was met
     "The temperature between 1/20 and 20 with the smallest log loss."
     from scipy.optimize import minimize_scalar
     n = len(target)
@@ -46,7 +46,8 @@ def fit_temperature(task: Task,
     loss = lambda t: float(statistic_for(task, target, temper(task, probs, t), group=group, n_groups=people)(weight)['log_loss'][0])
     found = minimize_scalar(lambda log_t: loss(np.exp(log_t)), bounds=(-np.log(20), np.log(20)), method='bounded')
     t = float(np.exp(found.x))
-    return {'temperature': t, 'n': n, 'log_loss_before': loss(1.), 'log_loss_after': loss(t)} | ({} if groups is None else {'n_patients': people})
+    out = {'temperature': t, 'n': n, 'log_loss_before': loss(1.), 'log_loss_after': loss(t)} | ({} if groups is None else {'n_patients': people})
+    return out | ({'note': 'the temperature lies at the edge of what is tried: these images do not determine it'} if abs(np.log(t)) > .999 * np.log(20) else {})
 
 # %% ../nbs/32_calibration.ipynb #db0ba040
 def cross_fit_temperature(task: Task,

@@ -265,7 +265,8 @@ def _trust_text(metrics: dict) -> str:
     lines = []
     if 'endpoint' in metrics: lines += [format_endpoint(metrics['endpoint']) if metrics['endpoint'] else metrics['endpoint_note'] + '\n']
     for key, title in (('calibration', 'calibration, probabilities as delivered'), ('calibration_tempered', 'calibration, tempered')):
-        if key in metrics: lines += [title, *(f'- {name}: {_with_bounds(metrics[key], m)}' for m, name in (('brier', 'Brier score'), ('ece', 'expected calibration error'), ('log_loss', 'log loss'))),
+        if key in metrics: lines += [title, *(f'- {name}: {_with_bounds(metrics[key], m)}' for m, name in (('brier', 'Brier score'), ('ece', f'expected calibration error, {metrics[key]["ece_bins"]} bins of equal size'), ('log_loss', 'log loss'))),
+                                     f'- calibration error that luck alone would make: {_with_bounds(metrics[key], "ece_if_calibrated")}',
                                      *(f'- {l}: slope {_with_bounds(c, "slope")}, intercept {_with_bounds(c, "intercept")}, n = {c["support"]} of {c["n"]}' for l, c in metrics[key]['per_class'].items()),
                                      *(f'- {n}' for n in metrics[key]['notes']), '']
     if s := metrics.get('prediction_sets'):

@@ -327,6 +327,7 @@ def calibrate(task: Task, answers: Answers, rows: pd.DataFrame) -> dict:  # As `
     "Temperature from the calibration patients, who weigh the same; for classes the threshold of prediction sets that hold the truth for 90 % of patients, from the probabilities as delivered."
     patients = rows.patient_key.to_numpy()
     out = fit_temperature(task, answers.probs, answers.target, patients)
+    if 'note' in out: log.warning('calibration: %s', out['note'])
     return out | ({'conformal': fit_conformal(task, answers.target, answers.probs, patients)} if task.kind == 'multiclass' else {})
 
 
