@@ -38,6 +38,7 @@ def test_two_processes_are_one(study, tmp_path, flags):
     assert json.loads((tmp_path / 'of2/results/summary.json').read_text())['processes'] == 2
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_all_processes(study, tmp_path):
     (tmp_path / 'file').write_text('x')
     done = train(study, tmp_path / 'file', 2)
