@@ -38,7 +38,7 @@ def test_every_item_once_whatever_happens(cluster):
 
 
 def test_the_work_is_done_by_rays_processes(cluster):
-    run = jobs.map(behave, ['pid', ('sleep', .1), 'kill', 'pid', 'pid'], workers=1, progress=False, engine='ray')
+    run = jobs.map(behave, ['pid', ('sleep', 1), 'kill', 'pid', 'pid'], workers=1, progress=False, engine='ray')
     first = next(run).value
     if Path('/proc').exists(): assert 'ray::' in Path(f'/proc/{first}/cmdline').read_text()  # it waits for the second item
     pids = {first} | {o.value for o in run if o.item == 'pid'}
