@@ -52,7 +52,11 @@ def in_text(value: object,   # From a JSON file
 
 CALLED = {'subset': 'images asked for (0 = all)', 'ingest.images': 'files that were tried', 'ingest.ok': 'readable', 'ingest.refused': 'refused', 'audit.counts': 'left out or remarked, by reason', 'proof.checked': 'no two parts share a',
           'proof.disjoint': 'parts are disjoint', 'n': 'images', 'n_patients': 'patients', 'exam.n': 'exams', 'exam.n_patients': 'patients', 'lr': 'learning rate', 'n_boot': 'resamples of patients', 'boot_seed': 'seed of the resamples',
-          'level': 'level of the intervals', 'flow.images': 'images', 'flow.patients': 'patients', 'objective.name': 'objective', 'objective.weights': 'weights of the classes', 'task.monitor': 'largest', 'seed': 'seed'}
+          'level': 'level of the intervals', 'flow.images': 'images', 'flow.patients': 'patients', 'objective.name': 'objective', 'objective.weights': 'weights of the classes', 'task.monitor': 'largest', 'seed': 'seed',
+          'endpoint.endpoint.display': 'endpoint', 'endpoint.figures.sensitivity': 'sensitivity', 'endpoint.figures.specificity': 'specificity', 'endpoint.figures.auroc': 'its AUROC',
+          'endpoint.threshold.n': 'images that chose it', 'endpoint.threshold.n_patients': 'patients that chose it', 'prediction_sets.alpha': 'share of patients that sets may miss',
+          'calibration.ece': 'calibration error as delivered', 'calibration.brier': 'Brier score as delivered', 'calibration.log_loss': 'log loss as delivered',
+          'calibration_tempered.ece': 'calibration error after temperature', 'calibration_tempered.brier': 'Brier score after temperature', 'calibration_tempered.log_loss': 'log loss after temperature'}
 
 
 def _called(place: str) -> str:
@@ -87,6 +91,10 @@ PLACES = {
     '@balance': 'summary:class_weights summary:objective.weights summary:sampler summary:sampler_power',
     '@spread': 'metrics:level metrics:n_boot metrics:boot_seed metrics:n_patients',
     '@whom': 'metrics:role metrics:note metrics:n metrics:n_patients',
+    '@endpoint': 'metrics:endpoint.endpoint.display ' + ' '.join(f'metrics:endpoint.figures.{f} metrics:endpoint.figures.intervals.{f}' for f in ('sensitivity', 'specificity', 'auroc')),
+    '@threshold': 'metrics:endpoint.threshold.threshold metrics:endpoint.threshold.rule metrics:endpoint.threshold.chosen_on metrics:endpoint.threshold.n metrics:endpoint.threshold.n_patients',
+    '@calibration': ' '.join(f'metrics:{how}.{f} metrics:{how}.intervals.{f}' for how in ('calibration', 'calibration_tempered') for f in ('brier', 'ece', 'log_loss'))
+                    + ' metrics:prediction_sets.alpha metrics:prediction_sets.patients_covered metrics:prediction_sets.intervals.patients_covered metrics:prediction_sets.mean_size',
     '@roles': ROLES, '@figures': f'metrics:n metrics:n_patients {FIGURES}'}
 
 # %% ../nbs/48_card.ipynb #ad9f1165
@@ -166,7 +174,7 @@ CLAIM = [*CLAIM_METHODS, *read_items('CLAIM 2024', '''
     36 | characteristics of the cases in each part | @roles
     Results, performance:
     37 | performance with its uncertainty | @figures
-    38 | diagnostic performance and its precision | metrics:confusion_matrix metrics:exam.n metrics:exam.kappa_quadratic metrics:exam.intervals.kappa_quadratic @figures
+    38 | diagnostic performance and its precision | metrics:confusion_matrix metrics:exam.n metrics:exam.kappa_quadratic metrics:exam.intervals.kappa_quadratic @figures @endpoint
     39 | what went wrong in the wrong answers
     Discussion:
     40 | limitations
@@ -234,9 +242,9 @@ TRIPOD = [*TRIPOD_METHODS, *read_items('TRIPOD+AI', '''
     20c | comparison with the development data | validation:case_mix.distance validation:unlike_training.share
     21 | participants and outcomes in each analysis | @roles
     22 | the full model, so that others can use it | metrics:checkpoint config:fingerprint summary:git_commit @start
-    23a | performance with intervals, in subgroups too | @whom @figures
+    23a | performance with intervals, in subgroups too | @whom @figures @endpoint
     23b | differences between clusters
-    24 | results of updating | calibration:log_loss_before calibration:log_loss_after calibration:n
+    24 | results of updating | @calibration
     Discussion:
     25 | interpretation
     26 | limitations
@@ -286,7 +294,7 @@ CARD = read_items('model card', '''
     3.2 | vendors and views in the data | manifest:counts.manufacturer manifest:counts.view
     Metrics:
     4.1 | measures and decision rule | metrics:decision summary:task.monitor
-    4.2 | thresholds chosen for use
+    4.2 | thresholds chosen on validation images | @threshold
     4.3 | uncertainty | @spread
     Evaluation data:
     5.1 | which images | @whom
@@ -299,7 +307,7 @@ CARD = read_items('model card', '''
     Quantitative analyses:
     7.1 | images | @figures
     7.2 | exams | metrics:exam.n metrics:exam.n_patients metrics:exam.accuracy metrics:exam.intervals.accuracy metrics:exam.kappa_quadratic metrics:exam.intervals.kappa_quadratic
-    7.3 | calibration | calibration:temperature calibration:n calibration:n_patients calibration:log_loss_before calibration:log_loss_after
+    7.3 | calibration | calibration:temperature calibration:note calibration:n calibration:n_patients @calibration
     7.4 | groups and their intersections
     Ethical considerations:
     8.1 | sensitive data, risks and harms

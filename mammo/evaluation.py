@@ -187,9 +187,9 @@ def exam_table(task: Task,
     return pd.concat([exams.rows[['exam_id']], _answer_columns(task, objective, exams.probs, truth), exams.rows.drop(columns='exam_id')], axis=1)
 
 # %% ../nbs/33_evaluation.ipynb #9503ad62
-def _evaluated(task: Task, objective: Objective, target: np.ndarray, probs: np.ndarray, rows: pd.DataFrame, n_boot: int, seed: int) -> dict:
+def _evaluated(task: Task, objective: Objective, target: np.ndarray, probs: np.ndarray, rows: pd.DataFrame, n_boot: int, seed: int, unit: str = 'image') -> dict:
     groups = rows['patient_key'].to_numpy() if 'patient_key' in rows else None
-    return evaluate(task, target, probs, groups, n_boot=n_boot, seed=seed, decoded=objective.decode(probs))
+    return evaluate(task, target, probs, groups, n_boot=n_boot, seed=seed, decoded=objective.decode(probs), unit=unit)
 
 # %% ../nbs/33_evaluation.ipynb #e8b47b89
 SAME = 1e-3  # probabilities that differ by less are called the same
@@ -199,15 +199,10 @@ def score(task: Task, objective: Objective, answers: Answers, rows: pd.DataFrame
     "Every metric of a role's images, with n, intervals over patients and the role's note."
     result = _evaluated(task, objective, answers.target, answers.probs, rows, n_boot, seed)
     if len(rows) > 1 and (spread := float(np.ptp(answers.probs, axis=0).max())) < SAME: result['notes'].append(f'the model says nearly the same of all images (probabilities differ by {spread:.1g} at most): figures of rank are noise')
-    return {'role': role, 'note': role_note(role)} | result | {'loss': answers.loss, 'loss_is': 'what training minimises, with its weights; log_loss is the plain one', 'decision': ' '.join(type(objective).decode.__doc__.split())}
+    return {'role': role, 'note': role_note(role)} | result | {'loss': answers.loss, 'loss_is': 'what training minimises, with its weights; log_loss is the plain one', 'decision': type(objective).decode.__doc__.split(';')[0]}
 
 # %% ../nbs/33_evaluation.ipynb #c1e11de8
 EXAM_RULE = 'mean of the images of each breast, then mean of the breasts'
-
-
-def _of_exams(text: str) -> str:
-    "What 31_metrics says of images, said of exams."
-    return text.replace(' images', ' exams').replace(' image:', ' exam:')
 
 
 def score_exams(task: Task,
@@ -218,9 +213,9 @@ def score_exams(task: Task,
                 ) -> dict:             # As from `evaluate`, and `rule, n_images, n_disagreeing, n_breasts_disagreeing, n_mixed`
     "Every metric at exam level, with intervals over patients. Raises DataError where no truth is known."
     if exams.target is None: raise DataError('the exams have no known label', 'Make them with known=True.', where='score_exams')
-    result = _evaluated(task, objective, exams.target, exams.probs, exams.rows, n_boot, seed)
+    result = _evaluated(task, objective, exams.target, exams.probs, exams.rows, n_boot, seed, 'exam')
     why = 'the highest counts (ACR BI-RADS Atlas 2013: the denser breast decides)' if task.kind == 'multiclass' else 'a finding in one image counts for the exam'
-    notes = [_of_exams(n) for n in result['notes']]
+    notes = list(result['notes'])
     if exams.mixed.any(): notes.append(f'{exams.mixed.sum()} of {len(exams)} exams hold images with different true labels: {why}')
     counts = {'n_images': exams.rows.n_images, 'n_disagreeing': exams.rows.views_disagree, 'n_breasts_disagreeing': exams.rows.breasts_disagree, 'n_mixed': exams.mixed}
     return {'rule': EXAM_RULE} | result | {k: int(v.sum()) for k, v in counts.items()} | {'notes': notes}
@@ -229,9 +224,7 @@ def score_exams(task: Task,
 def _exam_text(result: dict) -> str:
     "What `score_exams` found as aligned text, with the rule in the title."
     who = f'{result["n_disagreeing"]} of {result["n"]} exams have views that disagree, {result["n_breasts_disagreeing"]} have breasts that disagree'
-    block = _of_exams(format_metrics(result | {'notes': []}, title='\0'))
-    notes = ['', 'notes', *(f'- {n}' for n in [who, *result['notes']])]
-    return block.replace('\0', f'by exam: {EXAM_RULE}') + '\n'.join(notes) + '\n'
+    return format_metrics(result | {'notes': [who, *result['notes']]}, title=f'by exam: {EXAM_RULE}')
 
 # %% ../nbs/33_evaluation.ipynb #09d02dd4
 def trust(task: Task, answers: Answers,

@@ -228,16 +228,16 @@ def _name(task: Task, i: int) -> str:
     return task.labels[i] + (f' ({task.display[i]})' if task.display[i] != task.labels[i] else '')
 
 
-def _notes(task: Task, point: dict, spread: dict | None, groups_given: bool, n_groups: int) -> list[str]:
+def _notes(task: Task, point: dict, spread: dict | None, groups_given: bool, n_groups: int, unit: str) -> list[str]:
     notes, support = [], point['support'][0]
     for i, n in enumerate(support):
-        if n == 0: notes.append(f'{_name(task, i)} has no positive image: its recall and AUROC are undefined, averages run over the others')
-        elif 'n' in point and n == point['n'][0, i]: notes.append(f'{_name(task, i)} has no negative image: its specificity and AUROC are undefined')
+        if n == 0: notes.append(f'{_name(task, i)} has no positive {unit}: its recall and AUROC are undefined, averages run over the others')
+        elif 'n' in point and n == point['n'][0, i]: notes.append(f'{_name(task, i)} has no negative {unit}: its specificity and AUROC are undefined')
         elif spread is not None and (lost := int((spread['support'][:, i] == 0).sum())):
             notes.append(f'{_name(task, i)} is missing from {lost} of {len(spread["support"])} resamples: averages there run over the others')
     if task.kind == 'multiclass':
         notes += [f'{_name(task, i)} is never predicted: its precision is undefined' for i in range(task.k) if support[i] and not np.isfinite(point['precision'][0, i])]
-    if spread is not None and not groups_given: notes.append('no patient keys: intervals treat images as independent and may be too narrow')
+    if spread is not None and not groups_given: notes.append(f'no patient keys: intervals treat {unit}s as independent and may be too narrow')
     if spread is None: notes.append('no intervals: ' + ('one patient only' if n_groups < 2 else 'no resamples were asked for'))
     return notes
 
@@ -250,6 +250,7 @@ def evaluate(task: Task,                          # What was learned
              seed: int = 0,                       # Of the resamples
              decoded: np.ndarray | None = None,   # `objective.decode(probs)`; default argmax, or 0.5 for multilabel
              level: float = 0.95,                 # Of the intervals
+             unit: str = 'image',                 # What a row is, for notes and tables: `image` or `exam`
              ) -> dict:                           # JSON-ready; undefined values are None
     "Every metric with n, an interval by bootstrap over patients, figures for each label, the confusion matrix, and notes on what is undefined."
     if not 0 < level < 1: raise ConfigError(f'level is {level}', 'Use a share such as 0.95.', where='evaluate')
@@ -267,7 +268,7 @@ def evaluate(task: Task,                          # What was learned
     return {'task': task.name, 'kind': task.kind, 'labels': list(task.labels), 'display': list(task.display), 'n': n, 'n_patients': n_groups if groups is not None else None,
             **values, 'intervals': intervals, 'per_class': {l: _label_row(point, spread, each, i, level) for i, l in enumerate(task.labels)},
             'confusion_matrix': point['confusion_matrix'][0].astype(int).tolist(), 'level': level, 'n_boot': n_boot if spread else 0, 'boot_seed': seed,
-            'notes': _notes(task, point, spread, groups is not None, n_groups)}
+            'unit': unit, 'notes': _notes(task, point, spread, groups is not None, n_groups, unit)}
 
 # %% ../nbs/31_metrics.ipynb #264cc3ad
 def quick_metrics(task: Task,                          # What is learned
@@ -319,12 +320,13 @@ def format_metrics(result: dict,      # From `evaluate`
                    title: str = '',   # First line; say here which role was evaluated and what it was used for
                    ) -> str:          # Aligned text for val_metrics.txt
     "All of a result for a human reader: metrics with n and intervals, figures of each label, confusion matrix, notes."
-    who = f'{result["n"]} images' + (f' of {result["n_patients"]} patients' if result['n_patients'] is not None else '')
+    rows = result['unit'] + 's'
+    who = f'{result["n"]} {rows}' + (f' of {result["n_patients"]} patients' if result['n_patients'] is not None else '')
     def bounds(m): return '{:.3f} to {:.3f}'.format(*i) if (i := result['intervals'].get(m)) else None
     whole = [m for m in METRICS if m in result]
     names = [l if l == d else f'{l} ({d})' for l, d in zip(result['labels'], result['display'])]
     each = [c for c in next(iter(result['per_class'].values())) if c != 'intervals']
-    how = f', {100 * result["level"]:g} % intervals from {result["n_boot"]} resamples of {"patients" if result["n_patients"] is not None else "images"}' if result['n_boot'] else ''
+    how = f', {100 * result["level"]:g} % intervals from {result["n_boot"]} resamples of {"patients" if result["n_patients"] is not None else rows}' if result['n_boot'] else ''
     lines = [title or result['task'], who + how, '', *_columns([['metric', 'value', 'interval', 'n'], *([m, result[m], bounds(m), result['n']] for m in whole)])]
     lines += ['', *_columns([['label', *each], *([n, *(row[c] for c in each)] for n, row in zip(names, result['per_class'].values()))])]
     return '\n'.join([*lines, '', *_matrix_text(result, names), *(['', 'notes', *(f'- {n}' for n in result['notes'])] if result['notes'] else [])]) + '\n'

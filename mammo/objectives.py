@@ -103,7 +103,7 @@ class CrossEntropy(Objective):
         return _checked(self, logits).softmax(-1)
 
     def decode(self, probs: Any) -> Any:
-        "Index of the likeliest class, (N,); tensors and numpy arrays alike."
+        "The likeliest class; indices (N,), tensors and numpy arrays alike."
         return probs.argmax(-1)
 
 # %% ../nbs/30_objectives.ipynb #8496a84b
@@ -159,7 +159,7 @@ class Ordinal(CrossEntropy):
         return (reach + torch.cat([F.logsigmoid(-logits), start], -1)).exp()
 
     def decode(self, probs: Any) -> Any:
-        "Index of the median class, (N,): the first at which half of the probability is reached; tensors and numpy arrays alike."
+        "The median class, the first at which half of the probability is reached; indices (N,), tensors and numpy arrays alike."
         return (probs.cumsum(-1)[..., :-1] < 0.5).sum(-1)
 
 # %% ../nbs/30_objectives.ipynb #3c9043f0
@@ -189,7 +189,7 @@ class BinaryCrossEntropy(Objective):
         return _checked(self, logits).sigmoid()
 
     def decode(self, probs: Any) -> Any:
-        "1 where a label reaches its threshold, else 0, (N, K) integers; tensors and numpy arrays alike."
+        "Every label that reaches its threshold; 1 or 0 (N, K), tensors and numpy arrays alike."
         limit = self.thresholds or (0.5,) * self.k
         return (probs >= (probs.new_tensor(limit) if isinstance(probs, Tensor) else limit)) * 1
 

@@ -5,10 +5,8 @@
 # %% auto #0
 __all__ = ['log', 'SPACE', 'MAY_CHANGE', 'SEVERAL', 'ENOUGH', 'STATES', 'Setting', 'base_values', 'searched', 'with_values',
            'command_line', 'reachable', 'signature', 'JournalLock', 'open_storage', 'alone', 'settle', 'same_images',
-           'trial_folder', 'in_state', 'finished', 'bury', 'owed', 'why_failed', 'failing', 'stop_where_all_fail',
-           'next_trial', 'claimed', 'trial_config', 'attempt', 'close', 'work', 'tell', 'crew', 'ray_trial',
-           'ray_callback', 'ray_searcher', 'ray_engine', 'search', 'trials_table', 'importances', 'draw_history',
-           'draw_importances', 'draw_parallel', 'final_lines', 'record', 'write_page', 'page', 'report']
+           'why_failed', 'failing', 'stop_where_all_fail', 'next_trial', 'search', 'trials_table', 'importances',
+           'draw_history', 'draw_importances', 'draw_parallel', 'page', 'report']
 
 # %% ../nbs/45_search.ipynb #dee7f7b3
 import fcntl

@@ -164,9 +164,9 @@ def read_training(run: RunDir,
 
 
 def _written(run: RunDir, role: str, own: dict) -> dict:
-    "The figures of the metrics file. Raises RunError where they are not those of the predictions; AUROC aside, which feels the rounding of probabilities in the table."
+    "The figures of the metrics file. Raises RunError where they are not those of the predictions."
     metrics = run.read_json('metrics', role)
-    off = [f for f, v in own.items() if f != 'auroc_macro' and ((v is None) != (metrics.get(f) is None) or (v is not None and abs(v - metrics[f]) > 1e-9))]
+    off = [f for f, v in own.items() if ((v is None) != (metrics.get(f) is None) or (v is not None and abs(v - metrics[f]) > 1e-9))]
     if off: raise RunError(f'{artefact("metrics", role)} and {artefact("predictions", role)} differ in {", ".join(off)}', 'One of them was changed; evaluate again.', where=run.path)
     return {f: metrics[f] for f in FIGURES}
 
@@ -279,15 +279,16 @@ def _variance_rows(figures: dict) -> list[str]:
 
 def _text(said: dict, table: pd.DataFrame) -> str:
     "`seeds.md`."
-    n, names = said['n'], [r['run'] for r in said['runs'] if r['status'] == 'used']
-    lines = [f'# {len(names)} trainings, role {said["role"]}', '', f'{n} images of {said["n_patients"]} patients. {said["note"]}' if n else said['note'], '', *_run_rows(table), '', *(f'- {r}' for r in said['remarks']), '']
-    if said['figures']:
+    n, names = said['n'], [f'seed {r["seed"]}' for r in said['runs'] if r['status'] == 'used']
+    lines = [f'# {len(names)} training{"s" * (len(names) > 1)}, role {said["role"]}', '', f'{n} images of {said["n_patients"]} patients. {said["note"]}' if n else said['note'], '', *_run_rows(table), '', *(f'- {r}' for r in said['remarks']), '']
+    if len(names) < 2: lines += ['One training has no spread over seeds; give two or more for that. The interval over its patients:', '', *_variance_rows(said['figures']), '']
+    elif said['figures']:
         lines += ['## Two kinds of luck', '', WHY, '', *_variance_rows(said['figures']), '', *(f'- {verdict(v, TITLES[f])}' for f, v in said['figures'].items() if v), '',
                   f'The interval of a deviation is by chi-square and supposes normal figures; patients were resampled {said["n_boot"]} times (seed {said["boot_seed"]}).', '']
     if a := said['agreement']:
         pairs = [[names[p['a']], names[p['b']], _number(p['identical']['value']), _between(p['identical']['interval']), _number(p['kappa_quadratic']['value']), _between(p['kappa_quadratic']['interval'])] for p in a['pairs']]
         lines += ['## Do they agree with each other?', '', f'All give {_number(a["identical"]["value"])} ({_between(a["identical"]["interval"])}) of the {a["n"]} images of {a["n_patients"]} patients the same class.', '',
-                  *_rows(['run', 'run', 'identical', '95 % interval', 'quadratic kappa', '95 % interval'], pairs), '']
+                  *_rows(['one', 'other', 'identical', '95 % interval', 'quadratic kappa', '95 % interval'], pairs), '']
     return '\n'.join([*lines, f'Commit {said["git_commit"] or "unknown"}, {said["timestamp"]}.', ''])
 
 # %% ../nbs/45_seeds.ipynb #1c3b3da6

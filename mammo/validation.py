@@ -55,32 +55,12 @@ def in_terms_of(task: Task,        # Of the run
     return DataSet(data.name, task, data.manifest.assign(label=label, target=[task.index(l) for l in label]), data.audit)
 
 # %% ../nbs/47_validation.ipynb #3285e8e5
-def identities(run: RunDir) -> tuple[pd.DataFrame, str]:  # One row an image: sample_id, role, patient_key and file_hash ('' where unknown); and why it is not complete, '' where it is
-    "Whom and which files a run has seen, and in which role."
+def identities(run: RunDir) -> pd.DataFrame:  # One row an image: sample_id, patient_key, file_hash, role
+    "Whom and which files a run has seen, and in which role. Raises `RunError` for a run that has not written it down."
     said = run.read_json('manifest')
-    roles = pd.DataFrame([(s, r) for r, names in said['roles'].items() for s in names], columns=['sample_id', 'role'])
-    if 'identities' in said: known, why = pd.DataFrame(said['identities']), ''
-    else:
-        try: known, why = _read_again(run), ''
-        except MammoError as e: known, why = _from_predictions(run), f'the data of the run cannot be read again ({e})'
-    out = roles.merge(known.drop_duplicates('sample_id'), on='sample_id', how='left')
-    for c in ('patient_key', 'file_hash'): out[c] = out[c].fillna('') if c in out else ''
-    lost = int((out.file_hash == '').sum())
-    return out, why or (f'{lost} of {len(out)} images of the run are not where it found them' if lost else '')
-
-
-def _read_again(run: RunDir) -> pd.DataFrame:
-    "The headers of the run's own data."
-    cfg = unflat(TrainConfig, load_config(run))
-    cache = cache_folder(cfg) if cfg.image.cache_mode == 'disk' else None
-    kw = {'include_class_5': True} if cfg.data.include_class_5 else {}
-    return load_dataset(cfg.data.dataset, cfg.data.csv, cfg.data.dicom_root, workers=0, cache=cache, options=read_options(cfg), progress=False, **kw).manifest[['sample_id', 'patient_key', 'file_hash']]
-
-
-def _from_predictions(run: RunDir) -> pd.DataFrame:
-    "The patients of val, cal and test."
-    tables = [pd.read_csv(run.file('predictions', r), dtype=str, keep_default_na=False) for r in ('val', 'cal', 'test') if run.has('predictions', r)]
-    return pd.concat([t[['sample_id', 'patient_key']] for t in tables], ignore_index=True) if tables else pd.DataFrame(columns=['sample_id', 'patient_key'])
+    if 'identities' not in said: raise RunError('has not written down whom it has seen, so shared patients cannot be ruled out', 'Train it again with this version.', where=f'--run {run.path}')
+    known, role = pd.DataFrame(said['identities']), {s: r for r, names in said['roles'].items() for s in names}
+    return known.assign(role=known.sample_id.map(role))
 
 # %% ../nbs/47_validation.ipynb #23952708
 LEARNED = ('train', 'val', 'cal')
@@ -93,10 +73,9 @@ def overlap(manifest: pd.DataFrame,   # Of the other site
     learned, tested = (known[known.role.isin(r)] for r in (LEARNED, ('test',)))
     people = lambda rows: {k for k in rows.patient_key if k and not k.startswith('I')}
     by_patient, by_file = manifest.patient_key.isin(people(learned)), manifest.file_hash.isin(set(learned.file_hash) - {''})
-    by_name = manifest.sample_id.isin(learned.sample_id[(learned.file_hash == '') & (learned.patient_key == '')])
-    shared = manifest.patient_key.isin(manifest.patient_key[by_patient | by_file | by_name]).to_numpy()
+    shared = manifest.patient_key.isin(manifest.patient_key[by_patient | by_file]).to_numpy()
     return shared, {'patients': int(manifest.patient_key[shared].nunique()), 'images': int(shared.sum()), 'same_files': int(by_file.sum()), 'same_patients': int(manifest.patient_key[by_patient].nunique()),
-                    'same_names_only': int((by_name & ~by_patient & ~by_file).sum()), 'patients_of_its_test_set': int(manifest.patient_key[manifest.patient_key.isin(people(tested))].nunique())}
+                    'patients_of_its_test_set': int(manifest.patient_key[manifest.patient_key.isin(people(tested))].nunique())}
 
 # %% ../nbs/47_validation.ipynb #f0d49ce4
 def without_shared(data: DataSet,
@@ -104,16 +83,14 @@ def without_shared(data: DataSet,
                    allow: bool = False,      # Drop them and go on
                    where: str = '--csv',
                    ) -> tuple[DataSet, dict]:  # What is left, and the counts for the report
-    "Raises `DataError` where the run has learned from a patient or file of this data, or that cannot be told, unless that is allowed; nobody shared is ever scored."
-    known, why = identities(run)
-    shared, counts = overlap(data.manifest, known)
+    "Raises `DataError` where the run has learned from a patient or file of this data, unless they may be dropped; nobody shared is ever scored."
+    shared, counts = overlap(data.manifest, identities(run))
     if counts['images'] and not allow:
         raise DataError(f'{counts["patients"]} patients with {counts["images"]} images are on both sides ({counts["same_files"]} files byte for byte, {counts["same_patients"]} patients by their key): the run has learned from them',
                         'Leave them out, or add --allow-overlap to drop them and go on.', where=where)
-    if why and not allow: raise RunError(f'{why}, so shared patients cannot be ruled out', 'Put its data back, or add --allow-overlap to go on with what can be checked; the report says so.', where=f'--run {run.path}')
     left = data.manifest[~shared].reset_index(drop=True)
     if not len(left): raise DataError('nobody is left: the run has learned from all of these patients', 'Give data of another site.', where=where)
-    return DataSet(data.name, data.task, left, data.audit), counts | {'checked_in_full': not why, 'why_not': why}
+    return DataSet(data.name, data.task, left, data.audit), counts
 
 # %% ../nbs/47_validation.ipynb #27d71ce6
 def site_data(cfg: ValidateConfig, task: Task, options: ReadOptions) -> DataSet:
@@ -218,7 +195,8 @@ def assess(cfg: ValidateConfig, run: RunDir, learner: Learner, data: DataSet, an
     temperature = run.read_json('calibration')['temperature'] if run.has('calibration') else None
     probs = temper(task, answers.probs, temperature) if temperature else np.asarray(answers.probs, np.float64)
     answers.probs = probs
-    calibration, after, used = with_and_without(task, answers.target, probs, rows.patient_key, cfg.folds, cfg.n_boot, cfg.seed)
+    parts = min(cfg.folds, rows.patient_key.nunique())
+    calibration, after, used = with_and_without(task, answers.target, probs, rows.patient_key, parts, cfg.n_boot, cfg.seed)
     exams = exam_level(task, objective, probs, rows)
     one = task.kind == 'multiclass'
     groups = per_group(task, answers.target, probs, after, rows, objective.decode(probs), cfg.n_boot, cfg.seed) if one else None
@@ -247,17 +225,19 @@ def _flow(data: DataSet, kept: DataSet, shared: dict) -> dict:
 def _performance(said: dict) -> list[str]:
     image, exam, home = said['image'], said['exam'], said['at_home']
     cell = lambda m, f: '–' if not m or f not in m else f'{_number(m[f])} ({_between(m["intervals"].get(f))})'
-    head = ['figure', f'here, {image["n"]} images of {image["n_patients"]} patients', *([f'here, {exam["n"]} exams'] if exam else []), *([f'at home ({home["role"]}), {home["n"]} images of {home["n_patients"]} patients'] if home else [])]
+    tempered = ', after the run’s temperature' if said['run_temperature'] else ''
+    head = ['figure', f'here{tempered}, {image["n"]} images of {image["n_patients"]} patients', *([f'here, {exam["n"]} exams'] if exam else []), *([f'at home ({home["role"]}), as the network says, {home["n"]} images of {home["n_patients"]} patients'] if home else [])]
     rows = [[f.replace('_', ' '), cell(image, f), *([cell(exam, f)] if exam else []), *([cell(home, f)] if home else [])] for f in METRICS if f in image]
     return ['## Performance', '', *_rows(head, rows), '', *([f'At home: {home["note"]}', ''] if home else []), *(f'- {n}' for n in image['notes']), '']
 
 
-def _endpoint_text(e: dict | None) -> list[str]:
+def _endpoint_text(e: dict | None, temperature: float | None) -> list[str]:
     if not e: return []
+    tempered = ', on the scale of the run’s temperature, so another number than in its metrics' if temperature else ''
     if 'why_not' in e: return ['## Dense against not dense', '', f'No figures: {e["why_not"]}', '']
     f = e['figures']
     rows = [[title, _number(f[k]), '–' if (i := f['intervals'].get(k)) is None else f'{_number(i[0])} to {_number(i[1])}'] for k, title in ENDPOINT_FIGURES.items()]
-    return [f'## {e["endpoint"]["display"][0].upper()}{e["endpoint"]["display"][1:]}', '', f'Threshold {e["threshold"]["threshold"]:.3f}. {e["note"]} {f["n_positive"]} of {f["n"]} images are positive.', '', *_rows(['figure', 'value', '95 % interval'], rows), '']
+    return [f'## {e["endpoint"]["display"][0].upper()}{e["endpoint"]["display"][1:]}', '', f'Threshold {e["threshold"]["threshold"]:.3f}{tempered}. {e["note"]} {f["n_positive"]} of {f["n"]} images are positive.', '', *_rows(['figure', 'value', '95 % interval'], rows), '']
 
 # %% ../nbs/47_validation.ipynb #401b052a
 def _calibration_text(c: dict, temperature: float | None) -> list[str]:
@@ -288,13 +268,12 @@ def _group_text(said: dict) -> list[str]:
 def _text(said: dict) -> str:
     "`validation.md`."
     f, s = said['flow'], said['overlap']
-    checked = 'in full, by patient key and file hash' if s['checked_in_full'] else f'NOT in full: {s["why_not"]}'
     who = [f'{f["listed"]} labelled images were listed, {f["shared_with_the_run"]} of {s["patients"]} patients whom the run has learned from were dropped, {f["unreadable"]} could not be read; **{f["images"]} images of {f["exams"]} exams and {f["patients"]} patients were scored**.', '',
-           f'Shared patients were looked for {checked}. {s["patients_of_its_test_set"]} patients are also in the run’s own test set; the run has not learned from them.', '',
+           f'Shared patients were looked for by patient key and file hash. {s["patients_of_its_test_set"]} patients are also in the run’s own test set; the run has not learned from them.', '',
            'Audit: ' + (', '.join(f'{n} × {r}' for r, n in f['refused'].items()) or 'nothing to report') + '.', '']
     head = [f'# External validation of `{said["run"]}`', '', f'Task {said["task"]["name"]}: {", ".join(said["task"]["display"])}. Data set adapter: {said["dataset"]}.', '', '## Who was scored', '', *who]
     end = [f'Intervals: 95 %, {said["n_boot"]} resamples of patients, seed {said["seed"]}. Run made at commit {said["run_commit"] or "unknown"} with seed {said["run_seed"]}; validated at commit {said["git_commit"] or "unknown"}, {said["timestamp"]}.', '']
-    return '\n'.join([*head, *_performance(said), *_endpoint_text(said['endpoint']), *_calibration_text(said['calibration'], said['run_temperature']), *_group_text(said), *_drift_text(said), *end])
+    return '\n'.join([*head, *_performance(said), *_endpoint_text(said['endpoint'], said['run_temperature']), *_calibration_text(said['calibration'], said['run_temperature']), *_group_text(said), *_drift_text(said), *end])
 
 # %% ../nbs/47_validation.ipynb #a290a878
 def validate(cfg: ValidateConfig) -> RunDir:   # The folder of the report
