@@ -26,7 +26,7 @@ def facts(run: RunDir) -> dict[str, tuple[str, dict]]:  # Name → file inside t
     if run.state() != 'finished': raise RunError(f'is not finished ({run.state()})', 'Wait for it, or go on with --resume.', where=f'--run {run.path}')
     role = next((r for r in ('test', 'val') if run.has('metrics', r)), None)
     if role is None: raise RunError(f'has neither {artefact("metrics", "test")} nor {artefact("metrics")}', 'A card is made from a run that was evaluated.', where=f'--run {run.path}')
-    there = {'summary': 'val', 'config': 'val', 'manifest': 'val', 'metrics': role} | {k: 'val' for k in ('calibration', 'validation') if run.has(k)}
+    there = {'summary': 'val', 'config': 'val', 'manifest': 'val', 'metrics': role} | {k: 'val' for k in ('calibration', 'validation', 'evidence') if run.has(k)}
     return {k: (artefact(k, r), run.read_json(k, r)) for k, r in there.items()}
 
 
@@ -54,7 +54,7 @@ CALLED = {'subset': 'images asked for (0 = all)', 'ingest.images': 'files that w
           'proof.disjoint': 'parts are disjoint', 'n': 'images', 'n_patients': 'patients', 'exam.n': 'exams', 'exam.n_patients': 'patients', 'lr': 'learning rate', 'n_boot': 'resamples of patients', 'boot_seed': 'seed of the resamples',
           'level': 'level of the intervals', 'flow.images': 'images', 'flow.patients': 'patients', 'objective.name': 'objective', 'objective.weights': 'weights of the classes', 'task.monitor': 'largest', 'seed': 'seed',
           'endpoint.endpoint.display': 'endpoint', 'endpoint.figures.sensitivity': 'sensitivity', 'endpoint.figures.specificity': 'specificity', 'endpoint.figures.auroc': 'its AUROC',
-          'endpoint.threshold.n': 'images that chose it', 'endpoint.threshold.n_patients': 'patients that chose it', 'prediction_sets.alpha': 'share of patients that sets may miss',
+          'endpoint.threshold.n': 'images that chose it', 'endpoint.threshold.n_patients': 'patients that chose it', 'errors.wrong': 'wrong answers', 'errors.of': 'of', 'errors.by_distance': 'wrong by so many classes', 'subgroups.said': 'subgroups', 'probes.said': 'shortcut probes', 'prediction_sets.alpha': 'share of patients that sets may miss',
           'calibration.ece': 'calibration error as delivered', 'calibration.brier': 'Brier score as delivered', 'calibration.log_loss': 'log loss as delivered',
           'calibration_tempered.ece': 'calibration error after temperature', 'calibration_tempered.brier': 'Brier score after temperature', 'calibration_tempered.log_loss': 'log loss after temperature'}
 
@@ -95,6 +95,7 @@ PLACES = {
     '@threshold': 'metrics:endpoint.threshold.threshold metrics:endpoint.threshold.rule metrics:endpoint.threshold.chosen_on metrics:endpoint.threshold.n metrics:endpoint.threshold.n_patients',
     '@calibration': ' '.join(f'metrics:{how}.{f} metrics:{how}.intervals.{f}' for how in ('calibration', 'calibration_tempered') for f in ('brier', 'ece', 'log_loss'))
                     + ' metrics:prediction_sets.alpha metrics:prediction_sets.patients_covered metrics:prediction_sets.intervals.patients_covered metrics:prediction_sets.mean_size',
+    '@wrong': 'evidence:role evidence:errors.wrong evidence:errors.of evidence:errors.by_distance', '@groups': 'evidence:role evidence:subgroups.said', '@probes': 'evidence:probes.said',
     '@roles': ROLES, '@figures': f'metrics:n metrics:n_patients {FIGURES}'}
 
 # %% ../nbs/48_card.ipynb #ad9f1165
@@ -164,7 +165,7 @@ CLAIM = [*CLAIM_METHODS, *read_items('CLAIM 2024', '''
     Evaluation:
     28 | measures of performance | metrics:decision @figures
     29 | how uncertainty was measured | @spread
-    30 | robustness or sensitivity analysis
+    30 | robustness or sensitivity analysis | @probes
     31 | methods of explanation
     32 | evaluation on internal data | @whom
     33 | testing on external data | validation:flow.images validation:flow.patients validation:dataset
@@ -175,7 +176,7 @@ CLAIM = [*CLAIM_METHODS, *read_items('CLAIM 2024', '''
     Results, performance:
     37 | performance with its uncertainty | @figures
     38 | diagnostic performance and its precision | metrics:confusion_matrix metrics:exam.n metrics:exam.kappa_quadratic metrics:exam.intervals.kappa_quadratic @figures @endpoint
-    39 | what went wrong in the wrong answers
+    39 | what went wrong in the wrong answers | @wrong
     Discussion:
     40 | limitations
     41 | what it means for practice
@@ -242,7 +243,7 @@ TRIPOD = [*TRIPOD_METHODS, *read_items('TRIPOD+AI', '''
     20c | comparison with the development data | validation:case_mix.distance validation:unlike_training.share
     21 | participants and outcomes in each analysis | @roles
     22 | the full model, so that others can use it | metrics:checkpoint config:fingerprint summary:git_commit @start
-    23a | performance with intervals, in subgroups too | @whom @figures @endpoint
+    23a | performance with intervals, in subgroups too | @whom @figures @endpoint @groups
     23b | differences between clusters
     24 | results of updating | @calibration
     Discussion:
@@ -308,7 +309,8 @@ CARD = read_items('model card', '''
     7.1 | images | @figures
     7.2 | exams | metrics:exam.n metrics:exam.n_patients metrics:exam.accuracy metrics:exam.intervals.accuracy metrics:exam.kappa_quadratic metrics:exam.intervals.kappa_quadratic
     7.3 | calibration | calibration:temperature calibration:note calibration:n calibration:n_patients @calibration
-    7.4 | groups and their intersections
+    7.4 | groups and their intersections | @groups
+    7.5 | what else tells the class | @probes
     Ethical considerations:
     8.1 | sensitive data, risks and harms
     Caveats and recommendations:

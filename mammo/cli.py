@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'DemoConfig', 'train_density', 'tune', 'predict', 'embed', 'embeddings_baselines', 'phantom', 'demo',
-           'seeds', 'validate', 'card', 'usage', 'parse', 'main']
+           'seeds', 'validate', 'evidence', 'card', 'usage', 'parse', 'main']
 
 # %% ../nbs/63_cli.ipynb #a866df83
 import difflib
@@ -15,7 +15,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
-from .config import BaselinesConfig, CardConfig, EmbedConfig, PhantomConfig, PredictConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
+from .config import BaselinesConfig, CardConfig, EmbedConfig, EvidenceConfig, PhantomConfig, PredictConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
 from .core import ConfigError, DataError, MammoError
 
 # %% ../nbs/63_cli.ipynb #00ee7b5b
@@ -89,6 +89,15 @@ def validate(cfg: ValidateConfig) -> None:
     print(run.file('validation_report').read_text(encoding='utf-8') + f'\n{run.path}/')
 
 
+def evidence(cfg: EvidenceConfig) -> None:
+    "subgroups, worst errors, abstention, shortcut probes and learning curve of a run"
+    from mammo.evidence import evidence
+    from mammo.pipeline import train
+    from mammo.recipes.density import density_data
+    run = evidence(cfg, density_data, train)
+    print(run.file('evidence_report').read_text(encoding='utf-8') + f'\n{run.path}/')
+
+
 def card(cfg: CardConfig) -> None:
     "model card and CLAIM/TRIPOD+AI sheet of a run"
     from mammo.card import card
@@ -99,7 +108,7 @@ def card(cfg: CardConfig) -> None:
 COMMANDS = {'embed': (embed, EmbedConfig), 'embeddings-baselines': (embeddings_baselines, BaselinesConfig),
             'train-density': (train_density, TrainConfig), 'tune': (tune, TuneConfig), 'predict': (predict, PredictConfig),
             'phantom': (phantom, PhantomConfig), 'demo': (demo, DemoConfig),
-            'seeds': (seeds, SeedsConfig), 'validate': (validate, ValidateConfig), 'card': (card, CardConfig)}
+            'seeds': (seeds, SeedsConfig), 'validate': (validate, ValidateConfig), 'evidence': (evidence, EvidenceConfig), 'card': (card, CardConfig)}
 
 # %% ../nbs/63_cli.ipynb #5a3f4f3a
 def usage() -> str:

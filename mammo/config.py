@@ -6,11 +6,11 @@
 __all__ = ['FREE', 'PLACES', 'at_least', 'flag', 'DataConfig', 'ImageConfig', 'BackboneConfig', 'ModelConfig', 'OptimConfig',
            'BaseRunConfig', 'RunConfig', 'TrainConfig', 'PredictConfig', 'PhantomConfig', 'EmbedImageConfig',
            'EmbedModelConfig', 'EmbedRunConfig', 'MapsConfig', 'EmbedConfig', 'BaselinesConfig', 'SeedsConfig',
-           'ValidateConfig', 'CardConfig', 'TuneRunConfig', 'SearchConfig', 'TuneConfig', 'flat', 'unflat',
-           'fingerprint', 'differences']
+           'EvidenceConfig', 'ValidateConfig', 'CardConfig', 'TuneRunConfig', 'SearchConfig', 'TuneConfig', 'flat',
+           'unflat', 'fingerprint', 'differences']
 
 # %% ../nbs/01_config.ipynb #baa98fe9
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -171,6 +171,7 @@ class BaseRunConfig:
     engine: ClassVar[str] = 'process'
     ray_address: ClassVar[str] = ''
     fold_workers: ClassVar[int | None] = None
+    seeds: ClassVar[tuple[int, ...]] = ()
 
     def __post_init__(self):
         at_least(self, seed=0, num_workers=-1, n_boot=0, cv_folds=0, devices=1, num_nodes=1)
@@ -186,14 +187,17 @@ class RunConfig(BaseRunConfig):
     "And by what its pieces are worked on."
     engine: Literal['process', 'ray'] = 'process'           # Who decodes and who trains folds: processes of this machine, or a Ray cluster
     ray_address: str = ''                                   # host:port of the cluster, auto for the one on this machine; default: a new one here, for as long as it takes
-    fold_workers: int | None = None                         # Folds at a time; default: 1, in this process; with --engine ray as many as the cluster holds
+    fold_workers: int | None = None                         # Folds and seeds at a time; default: 1, in this process; with --engine ray as many as the cluster holds
+    seeds: tuple[int, ...] = ()                             # Several trainings on the same patients, one a seed, and the table of their figures; with --cv-folds all folds of each
 
     def __post_init__(self):
         super().__post_init__()
         if self.ray_address and self.engine != 'ray': raise ConfigError('says where Ray is', 'Add --engine ray.', where='--ray-address')
+        if self.num_workers == 0 and self.engine == 'ray': raise ConfigError('is 0, which is this process and no Ray', 'Leave it out, or use 1 or more.', where='--num-workers')
+        if any(s < 0 for s in self.seeds) or len(set(self.seeds)) < len(self.seeds): raise ConfigError(f'are {" ".join(map(str, self.seeds))}', 'Use different numbers from 0.', where='--seeds')
         if self.fold_workers is None: return
         at_least(self, fold_workers=1)
-        if not self.cv_folds: raise ConfigError('is for cross-validation', 'Add --cv-folds 3.', where='--fold-workers')
+        if not self.cv_folds and not self.seeds: raise ConfigError('is for several trainings', 'Add --cv-folds 3, or --seeds 42 43 44.', where='--fold-workers')
 
 # %% ../nbs/01_config.ipynb #404c6b30
 @dataclass
@@ -264,6 +268,7 @@ class EmbedRunConfig:
     def __post_init__(self):
         at_least(self, seed=0, batch_size=1, num_workers=-1, shards=1)
         if self.ray_address and self.engine != 'ray': raise ConfigError('says where Ray is', 'Add --engine ray.', where='--ray-address')
+        if self.num_workers == 0 and self.engine == 'ray': raise ConfigError('is 0, which is this process and no Ray', 'Leave it out, or use 1 or more.', where='--num-workers')
 
 # %% ../nbs/01_config.ipynb #c06500bb
 @dataclass
@@ -325,6 +330,26 @@ class SeedsConfig:
     overwrite: bool = False                        # Replace a table made from other runs
 
     def __post_init__(self): at_least(self, n_boot=0, boot_seed=0)
+
+# %% ../nbs/01_config.ipynb #fe60960c
+@dataclass
+class EvidenceConfig:
+    "What `mammography evidence` is told."
+    run: Path                                       # A finished run directory
+    role: Literal['auto', 'val', 'cal', 'test'] = 'auto'   # auto: test where the run has one, else val
+    csv: Path | None = None                         # Where the run's table of labels lies now; default: where the run found it
+    dicom_root: Path | None = None                  # Where its images lie now
+    by: tuple[str, ...] = ()                        # Columns that make subgroups; default: view, side, vendor, age band and site where they are known
+    worst: int = 12                                 # Pictures of the worst errors; 0 = none
+    probes: bool = True                             # Can the class be told from background, metadata, sizes or outline? Every file is read once
+    curve: tuple[int, ...] = ()                     # Numbers of training patients for a learning curve; each is trained in each fold with the run's settings
+    curve_folds: int = 3                            # Outer folds of the learning curve
+    n_boot: int = 1000                              # Bootstrap resamples over patients
+    num_workers: int = -1                           # Processes that read files; -1 = chosen by the machine, 0 = none
+
+    def __post_init__(self):
+        at_least(self, worst=0, curve_folds=2, n_boot=1, num_workers=-1)
+        if any(n < 2 for n in self.curve) or len(set(self.curve)) < len(self.curve): raise ConfigError(f'is {" ".join(map(str, self.curve))}', 'Use different numbers of patients from 2.', where='--curve')
 
 # %% ../nbs/01_config.ipynb #eb2b2b76
 @dataclass
@@ -442,7 +467,7 @@ def _build(cls, d):
     return cls(**{f.name: value(f) for f in fields(cls) if f.name in d})
 
 # %% ../nbs/01_config.ipynb #abb2c280
-FREE = ('outdir', 'resume', 'devices', 'num_nodes', 'strategy', 'cv_outdir', 'optuna_trial_id', 'ray_trial_name', 'ray_logdir', 'num_workers', 'cache_dir', 'cache_mode', 'n_boot', 'overwrite', 'save_csv')
+FREE = ('outdir', 'resume', 'devices', 'num_nodes', 'strategy', 'cv_outdir', 'seeds', 'optuna_trial_id', 'ray_trial_name', 'ray_logdir', 'num_workers', 'cache_dir', 'cache_mode', 'n_boot', 'overwrite', 'save_csv')
 
 PLACES = ('engine', 'ray_address', 'fold_workers', 'shards')  # Where the work is done; apart, because a search counts its engine as a setting
 

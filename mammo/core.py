@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'PACKAGES', 'MammoError', 'ConfigError', 'DataError', 'WeightsError', 'RunError', 'Task', 'InputSpec',
-           'file_stamp', 'hash_file', 'stable_hash', 'user_key', 'pseudonym', 'git_commit', 'provenance']
+           'file_stamp', 'hash_file', 'stable_hash', 'user_key', 'pseudonym', 'git_commit', 'provenance', 'decimals',
+           'between', 'markdown_table']
 
 # %% ../nbs/00_core.ipynb #b59ae6d3
 import errno
 import hashlib
 import hmac
 import json
+import math
 import os
 import platform
 import secrets
 import stat
 import subprocess
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -186,3 +188,20 @@ def provenance() -> dict:  # JSON-ready
     return {'git_commit': git_commit(), 'timestamp': datetime.now(timezone.utc).isoformat(timespec='seconds'),
             'python': platform.python_version(), 'platform': f'{platform.system()} {platform.machine()}', 'cpus': os.cpu_count(),
             'versions': {p: _version(p) for p in PACKAGES}}
+
+# %% ../nbs/00_core.ipynb #07585bfc
+def decimals(x: float | None, digits: int = 3) -> str:   # `–` where undefined
+    "A number for a table."
+    return '–' if x is None or not math.isfinite(x) else f'{x:.{digits}f}'
+
+
+def between(x: list[float] | None,   # Lower and upper end
+            digits: int = 3,
+            ) -> str:                # `–` for none
+    "An interval for a table."
+    return '–' if x is None or not all(map(math.isfinite, x)) else f'{decimals(x[0], digits)} to {decimals(x[1], digits)}'
+
+
+def markdown_table(head: list, rows: list[list]) -> list[str]:   # Its lines
+    "A table in Markdown."
+    return [f'| {" | ".join(str(c).replace("|", "/") for c in r)} |' for r in (head, ['---'] * len(head), *rows)]

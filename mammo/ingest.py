@@ -11,7 +11,6 @@ import ast
 import inspect
 import json
 import mmap
-import os
 import re
 import struct
 import time

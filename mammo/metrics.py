@@ -211,6 +211,16 @@ def _number(x) -> float | None:
     return float(x) if np.isfinite(x) else None
 
 
+AVERAGED = ('balanced_accuracy', 'bal_acc_adj', 'macro_f1', 'macro_sensitivity', 'macro_specificity', 'auroc_macro', 'average_precision')  # Over labels
+FEW = 20  # Patients below which intervals are told to be too narrow
+
+
+def _comparable(point: dict, spread: dict) -> dict[str, np.ndarray]:
+    "Averages over fewer labels than the data have are other figures: undefined in the resamples that lost one."
+    lost = (~np.isfinite(spread['auroc']) & np.isfinite(point['auroc'][0])).any(1)
+    return {m: np.where(lost, np.nan, v) if m in AVERAGED else v for m, v in spread.items()}
+
+
 def _interval(values: np.ndarray, level: float) -> list[float] | None:
     "Percentiles of the resamples in which the value is defined."
     values = values[np.isfinite(values)]
@@ -234,10 +244,11 @@ def _notes(task: Task, point: dict, spread: dict | None, groups_given: bool, n_g
         if n == 0: notes.append(f'{_name(task, i)} has no positive {unit}: its recall and AUROC are undefined, averages run over the others')
         elif 'n' in point and n == point['n'][0, i]: notes.append(f'{_name(task, i)} has no negative {unit}: its specificity and AUROC are undefined')
         elif spread is not None and (lost := int((spread['support'][:, i] == 0).sum())):
-            notes.append(f'{_name(task, i)} is missing from {lost} of {len(spread["support"])} resamples: averages there run over the others')
+            notes.append(f'{_name(task, i)} is missing from {lost} of {len(spread["support"])} resamples: intervals of averages over labels leave these out')
     if task.kind == 'multiclass':
         notes += [f'{_name(task, i)} is never predicted: its precision is undefined' for i in range(task.k) if support[i] and not np.isfinite(point['precision'][0, i])]
     if spread is not None and not groups_given: notes.append(f'no patient keys: intervals treat {unit}s as independent and may be too narrow')
+    if spread is not None and groups_given and n_groups < FEW: notes.append(f'{n_groups} patients are few: a bootstrap over them gives intervals that are too narrow')
     if spread is None: notes.append('no intervals: ' + ('one patient only' if n_groups < 2 else 'no resamples were asked for'))
     return notes
 
@@ -258,7 +269,7 @@ def evaluate(task: Task,                          # What was learned
     group, n_groups = patient_index(groups, n)
     statistic = statistic_for(task, target, probs, decoded, group, n_groups)
     point = statistic(np.ones((n_groups, 1)))
-    spread = _resampled(statistic, resample_counts(n_groups, n_boot, seed), n) if n_boot and n_groups > 1 else None
+    spread = _comparable(point, _resampled(statistic, resample_counts(n_groups, n_boot, seed), n)) if n_boot and n_groups > 1 else None
     whole, each = ([m for m, v in point.items() if v.ndim == d] for d in (1, 2))
     values = {m: _number(point[m][0]) for m in whole}
     intervals = {m: _interval(spread[m], level) for m in whole} if spread else {}

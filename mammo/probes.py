@@ -24,11 +24,11 @@ from .breast import breast_mask, chest_side
 from .comparing import FIGURES, bootstrap, difference, interval
 from .config import TrainConfig
 from .core import ConfigError, DataError, Task
-from .crossval import finished_run, fold_data, out_of_fold
+from .crossval import finished_run, fold_data, one_of_many, out_of_fold
 from .dicom import ReadOptions, read_image
 from .jobs import map as jobs_map
 from .manifest import DataSet
-from .pipeline import cache_folder, chosen
+from .pipeline import chosen
 from .runs import RunDir
 from .splits import group_folds
 
@@ -219,7 +219,7 @@ def nested(rows: pd.DataFrame,       # Training rows
     "Training sets of so many patients. Raises ConfigError for sizes that cannot be had."
     line = patient_line(rows, seed)
     least = rows.target.nunique()
-    if not len(sizes) or min(sizes) < least or max(sizes) > len(line): raise ConfigError(f'are {", ".join(map(str, sizes)) or "none"}', f'Use numbers from {least} (one of each class) to {len(line)} patients.', where='sizes')
+    if not len(sizes) or min(sizes) < least or max(sizes) > len(line): raise ConfigError(f'are {", ".join(map(str, sizes)) or "none"}', f'Use numbers from {least} (one of each class) to {len(line)} patients.', where='--curve')
     return [rows.patient_key.isin(line[:n]).to_numpy() for n in sizes]
 
 # %% ../nbs/46_probes.ipynb #c43c59cb
@@ -353,11 +353,11 @@ def learning_curve(data: DataSet,
     if data.task is None or data.task.kind != 'multiclass': raise ConfigError('has no single class an image', 'A learning curve is for classes that exclude each other.', where=f'--dataset {data.name}')
     if cfg.data.test_split or cfg.data.cal_split: raise ConfigError('and a learning curve do not go together: each fold is the test set', 'Leave it out.', where='--test-split' if cfg.data.test_split else '--cal-split')
     data, seed, runs = chosen(data, cfg.data), cfg.data.split_seed, {int(n): [] for n in sorted(set(sizes))}
-    own = replace(cfg, data=replace(cfg.data, subset=0), image=replace(cfg.image, cache_dir=cache_folder(cfg)))
+    own = replace(cfg, data=replace(cfg.data, subset=0))
     parts = [fold_data(data, k, f, seed, cfg.data.val_split) for f in range(k)]
     plan = {(n, f): sized_data(p, n, seed) for n in runs for f, p in enumerate(parts)}  # sizes that cannot be had are told before the first run
     for (n, f), part in plan.items():
-        here = replace(own, run=replace(cfg.run, outdir=Path(outdir) / f'fold_{f + 1}' / f'patients_{n}', resume=True, cv_folds=0, cv_outdir=None))
+        here = one_of_many(own, Path(outdir) / f'fold_{f + 1}' / f'patients_{n}', cfg.run.seed)
         runs[n].append(finished_run(here.run.outdir, here) or train(part, here))
     told = {n: out_of_fold(r) for n, r in runs.items()}
     one, order = next(iter(told.values())).sort_values('sample_id'), list(data.task.labels)

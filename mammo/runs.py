@@ -54,7 +54,7 @@ FILES = dict(config='config.json', summary='summary.json', history='train_histor
              metrics='metrics/{role}_metrics.json', metrics_text='metrics/{role}_metrics.txt', confusion='metrics/{role}_confusion_matrix.npy', exams='{role}_exams.csv',
              features='features.npy', unfinished='features.npy.part', shard='features.npy.part.{role}', joined='joined.csv', projection='projections/{role}.csv', clustering='clustering_metrics.json',
              preview='preview/{role}.png', report='report.md', report_data='report.json', figure='figures/{role}.png', folds='folds.csv',
-             subgroups='metrics/{role}_subgroups.csv', worst_errors='metrics/{role}_worst_errors.csv', probes='metrics/probes.json', learning_curve='learning_curve.csv',
+             subgroups='metrics/{role}_subgroups.csv', worst_errors='metrics/{role}_worst_errors.csv', probes='metrics/probes.json', learning_curve='learning_curve.csv', curve_runs='learning_curve', abstention='metrics/{role}_abstention.csv', evidence='evidence.json', evidence_report='evidence.md',
              answers='predictions.csv', descriptors='descriptors.csv', calibration='calibration.json', member='view_{role}', cv_summary='cv_summary.json',
              seeds='seeds.json', seeds_table='seeds.csv', seeds_report='seeds.md', validation='validation.json', validation_report='validation.md', validation_predictions='validation_predictions.csv',
              per_vendor='per_vendor.csv', card='model_card.md', sheet='claim_tripod.md', sheet_table='claim_tripod.csv',

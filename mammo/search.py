@@ -537,7 +537,7 @@ def record(study, run: RunDir, cfg: TuneConfig, space: tuple[Setting, ...], seen
     metrics = RunDir(trial_folder(run, best.number).path / 'results').read_json('metrics', 'val') if best else {}
     interval = metrics.get('intervals', {}).get(seen.task.monitor)
     interval = interval if interval and None not in interval else None
-    return {'monitor': f'val {seen.task.monitor}', 'trials': counts, 'best': best and {'trial': best.number + 1, 'value': best.value, 'interval': interval, 'params': best.params, 'run': str((trial_folder(run, best.number).path / 'results').relative_to(run.path))},
+    return {'monitor': f'val {seen.task.monitor}', 'trials': counts, 'best': best and {'trial': best.number + 1, 'tied': [t.number + 1 for t in done if t.value == best.value and t is not best], 'value': best.value, 'interval': interval, 'params': best.params, 'run': str((trial_folder(run, best.number).path / 'results').relative_to(run.path))},
             'importances': importances(study, cfg.run.seed), 'space': {s.name: str(s) for s in space}, 'kept': {k: v for k, v in base_values(cfg).items() if k not in {s.name for s in space}},
             'n': {r: {'images': int((m.role == r).sum()), 'patients': int(m.patient_key[m.role == r].nunique())} for r in ('train', 'val')}, 'images': signature(seen),
             'train_with': final_lines(cfg, best.params, command) if best else [], 'engine': cfg.search.engine, 'settings': flat(cfg)} | provenance()
@@ -578,9 +578,12 @@ def _best_text(said: dict, cfg: TuneConfig) -> str:
     if not best: return 'No trial is complete.'
     low, high = best['interval'] or (None, None)
     rows = ['| setting | searched | first trial | best |', '|---|---|---|---|', *(f'| `{flag(k)}` | {said["space"][k]} | {_short(was[k])} | {_short(v)} |' for k, v in best['params'].items())]
-    return '\n\n'.join([f'Trial {best["trial"]}, {said["monitor"]} **{best["value"]:.3f}**' + (f' (95 % interval over patients {low:.3f} to {high:.3f})' if best['interval'] else '')
+    return '\n\n'.join([f'Trial {best["trial"]}, {said["monitor"]} **{best["value"]:.3f}**{_tied(best)}' + (f' (95 % interval over patients {low:.3f} to {high:.3f})' if best['interval'] else '')
                         + f'. This is the highest of {said["trials"]["COMPLETE"]} on the same {said["n"]["val"]["patients"]} patients and therefore too high; what it is worth shows only on images that no trial has seen.', '\n'.join(rows),
                         'To train with these settings:', '```\n' + '\n'.join(said['train_with']) + '\n```'])
+
+
+def _tied(best: dict) -> str: return f', shared with {", ".join(map(str, best["tied"]))}; the first of them is taken' if best['tied'] else ''
 
 
 def _short(v: object) -> str: return f'{v:.3g}' if isinstance(v, float) else str(v)
@@ -593,4 +596,4 @@ def report(run: RunDir) -> str:
     first = f'{n["COMPLETE"]} trials complete, {n["PRUNED"]} pruned, {n["FAIL"]} failed'
     if not best: return f'{first}; none has a value\n{run.path}/'
     settings = '  '.join(f'{flag(k)} {_short(v)}' for k, v in best['params'].items())
-    return '\n'.join([first, f'best: trial {best["trial"]}, {said["monitor"]} {best["value"]:.3f} (the highest of {n["COMPLETE"]}, so too high)', f'  {settings}', '', 'train with it:', *(f'  {l}' for l in said['train_with']), '', f'{run.path}/study.md'])
+    return '\n'.join([first, f'best: trial {best["trial"]}, {said["monitor"]} {best["value"]:.3f}{_tied(best)} (the highest of {n["COMPLETE"]}, so too high)', f'  {settings}', '', 'train with it:', *(f'  {l}' for l in said['train_with']), '', f'{run.path}/study.md'])

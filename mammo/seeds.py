@@ -17,7 +17,7 @@ import pandas as pd
 
 from .comparing import FIGURES, bootstrap, interval, score_figures, score_statistic
 from .config import FREE, SeedsConfig, differences
-from .core import ConfigError, DataError, MammoError, RunError, Task, provenance, stable_hash
+from .core import ConfigError, DataError, MammoError, RunError, Task, between, decimals, markdown_table, provenance, stable_hash
 from .crossval import out_of_fold
 from .metrics import HEADLINE, confusion, confusion_metrics, patient_index, resample_counts
 from .runs import RunDir, artefact, find_run, load_config
@@ -111,6 +111,7 @@ class Training:
 # %% ../nbs/45_seeds.ipynb #c71d46f3
 def find_training(where: str | Path,             # A run, a folder of cross-validation, or a short name
                   root: str | Path = 'outputs',  # Where short names are looked up
+                  flag: str = '--runs',          # Named in errors
                   ) -> RunDir:
     "The run or folder of cross-validation that is meant. Raises `ConfigError` where there is none, or more than one."
     path = Path(where)
@@ -118,7 +119,7 @@ def find_training(where: str | Path,             # A run, a folder of cross-vali
     folds = [] if path.exists() or path.is_absolute() else list(Path(root).glob(f'**/{path}/{artefact("cv_summary")}'))
     if len(folds) == 1: return RunDir(folds[0].parent)
     try: return find_run(where, root)
-    except RunError as e: raise ConfigError(e.what, e.fix, where=f'--runs {where}') from e
+    except RunError as e: raise ConfigError(e.what, e.fix, where=f'{flag} {where}') from e
 
 
 def _role(runs: list[RunDir], wanted: str) -> str:
@@ -257,24 +258,19 @@ def _variance(used: list[Training], n_boot: int, seed: int) -> tuple[dict, dict 
     return parts, agreement([u.table.decoded.to_numpy() for u in used], used[0].task.k, t.patient_key, n_boot, seed) if len(used) > 1 else None
 
 # %% ../nbs/45_seeds.ipynb #73456b21
-def _number(x, digits=3) -> str: return '–' if x is None or not np.isfinite(x) else f'{x:.{digits}f}'
-def _between(x) -> str: return '–' if x is None else f'{x[0]:.3f} to {x[1]:.3f}'
-def _rows(head: list[str], rows: list[list]) -> list[str]: return [f'| {" | ".join(map(str, r))} |' for r in (head, ['---'] * len(head), *rows)]
-
-
 def _run_rows(table: pd.DataFrame) -> list[str]:
     "The table of runs with mean ± sd and range, in Markdown."
     runs, last = table[table.status.notna()], table[table.status.isna()].set_index('run')
-    body = [['' if pd.isna(r.seed) else r.seed, f'`{r.run}`', f'`{r.directory}`', '' if pd.isna(r.n) else r.n, *(_number(getattr(r, f)) for f in SHOWN), r.reason] for r in runs.itertuples()]
-    mean = [f'**{_number(last[f]["mean"])} ± {_number(last[f]["sd"])}**' for f in SHOWN]
-    rest = [f'{_number(last[f]["lowest"])} to {_number(last[f]["highest"])}' for f in SHOWN]
-    return _rows(['seed', 'run', 'directory', 'images', *(TITLES[f] for f in SHOWN), 'remark'], [*body, ['**mean ± sd**', '', '', '', *mean, 'sample sd (ddof 1)'], ['range', '', '', '', *rest, '']])
+    body = [['' if pd.isna(r.seed) else r.seed, f'`{r.run}`', f'`{r.directory}`', '' if pd.isna(r.n) else r.n, *(decimals(getattr(r, f)) for f in SHOWN), r.reason] for r in runs.itertuples()]
+    mean = [f'**{decimals(last[f]["mean"])} ± {decimals(last[f]["sd"])}**' for f in SHOWN]
+    rest = [f'{decimals(last[f]["lowest"])} to {decimals(last[f]["highest"])}' for f in SHOWN]
+    return markdown_table(['seed', 'run', 'directory', 'images', *(TITLES[f] for f in SHOWN), 'remark'], [*body, ['**mean ± sd**', '', '', '', *mean, 'sample sd (ddof 1)'], ['range', '', '', '', *rest, '']])
 
 # %% ../nbs/45_seeds.ipynb #e73b0e51
 def _variance_rows(figures: dict) -> list[str]:
-    rows = [[TITLES[f], _number(v['seeds']['mean']), _number(v['seeds']['sd']), _between(v['seeds']['interval']), _number(v['patients']['sd']), _between(v['patients']['interval']), _between(v['both'] and v['both']['interval'])]
+    rows = [[TITLES[f], decimals(v['seeds']['mean']), decimals(v['seeds']['sd']), between(v['seeds']['interval']), decimals(v['patients']['sd']), between(v['patients']['interval']), between(v['both'] and v['both']['interval'])]
             for f, v in figures.items() if v]
-    return _rows(['figure', 'mean', 'sd over seeds', 'its 95 % interval', 'standard error, patients', '95 % interval, patients', '95 % interval, patients and seeds'], rows)
+    return markdown_table(['figure', 'mean', 'sd over seeds', 'its 95 % interval', 'standard error, patients', '95 % interval, patients', '95 % interval, patients and seeds'], rows)
 
 
 def _text(said: dict, table: pd.DataFrame) -> str:
@@ -286,9 +282,9 @@ def _text(said: dict, table: pd.DataFrame) -> str:
         lines += ['## Two kinds of luck', '', WHY, '', *_variance_rows(said['figures']), '', *(f'- {verdict(v, TITLES[f])}' for f, v in said['figures'].items() if v), '',
                   f'The interval of a deviation is by chi-square and supposes normal figures; patients were resampled {said["n_boot"]} times (seed {said["boot_seed"]}).', '']
     if a := said['agreement']:
-        pairs = [[names[p['a']], names[p['b']], _number(p['identical']['value']), _between(p['identical']['interval']), _number(p['kappa_quadratic']['value']), _between(p['kappa_quadratic']['interval'])] for p in a['pairs']]
-        lines += ['## Do they agree with each other?', '', f'All give {_number(a["identical"]["value"])} ({_between(a["identical"]["interval"])}) of the {a["n"]} images of {a["n_patients"]} patients the same class.', '',
-                  *_rows(['one', 'other', 'identical', '95 % interval', 'quadratic kappa', '95 % interval'], pairs), '']
+        pairs = [[names[p['a']], names[p['b']], decimals(p['identical']['value']), between(p['identical']['interval']), decimals(p['kappa_quadratic']['value']), between(p['kappa_quadratic']['interval'])] for p in a['pairs']]
+        lines += ['## Do they agree with each other?', '', f'All give {decimals(a["identical"]["value"])} ({between(a["identical"]["interval"])}) of the {a["n"]} images of {a["n_patients"]} patients the same class.', '',
+                  *markdown_table(['one', 'other', 'identical', '95 % interval', 'quadratic kappa', '95 % interval'], pairs), '']
     return '\n'.join([*lines, f'Commit {said["git_commit"] or "unknown"}, {said["timestamp"]}.', ''])
 
 # %% ../nbs/45_seeds.ipynb #1c3b3da6

@@ -8,7 +8,6 @@ __all__ = ['BY', 'UNKNOWN', 'EDGES', 'BANDS', 'SHOWN', 'NAMES', 'READERS', 'age_
 
 # %% ../nbs/46_subgroups.ipynb #9c144595
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +17,7 @@ from .core import ConfigError, DataError, Task
 from .manifest import COLUMNS
 from .metrics import patient_index, resample_counts, statistic_for
 from .runs import RunDir
+from .seeds import read_training
 
 # %% ../nbs/46_subgroups.ipynb #cab2c84c
 BY = ('view', 'laterality', 'manufacturer', 'age_band', 'site')
@@ -225,7 +225,7 @@ def gallery(images: Sequence,        # Pictures by position, (H, W); `mammo.inge
     return fig
 
 # %% ../nbs/46_subgroups.ipynb #57624d67
-def write_subgroups(run: RunDir,                    # Finished
+def write_subgroups(run: RunDir,                    # Finished, or a folder of cross-validation
                     role: str,                      # `val`, `test` or `cal`
                     rows: pd.DataFrame,             # Manifest rows that hold those of the role, by `sample_id`, in any order
                     images: Sequence | None = None, # Pictures by position in `rows`; None for no gallery
@@ -233,21 +233,16 @@ def write_subgroups(run: RunDir,                    # Finished
                     n_boot: int = 1000,
                     n: int = 12,                    # Pictures in the gallery
                     ) -> tuple[pd.DataFrame, str]:  # The table of groups, and what `multiplicity` says
-    "`metrics/{role}_subgroups.csv`, `metrics/{role}_worst_errors.csv` and their figures, from the predictions of a run. Images without a known label are left out."
-    m = run.read_json('metrics', role)
-    task = Task(m['task'], tuple(m['labels']), m['kind'], display=tuple(m['display']))
-    if task.kind != 'multiclass': raise ConfigError('has no single class an image', 'Subgroups are for classes that exclude each other.', where=f'task {task.name}')
-    said = pd.read_csv(run.file('predictions', role), dtype={c: str for c in ('sample_id', 'true_label', 'pred_label')})
-    said = said[said.true_label.notna()].reset_index(drop=True)
-    at = pd.Series(np.arange(len(rows)), index=rows.sample_id.astype(str)).reindex(said.sample_id)
-    if at.isna().any(): raise DataError(f'{at.isna().sum()} of {len(said)} predicted images are not in the manifest', 'Give the manifest of the run.', where=Path(run.path).name)
-    mine, order = rows.iloc[at.astype(int)].reset_index(drop=True), list(map(str, task.labels))
-    target, decoded = (said[c].map(order.index).to_numpy(np.int64) for c in ('true_label', 'pred_label'))
-    probs = said[task.prob_columns].to_numpy(float)
-    table, worst = subgroups(task, target, probs, mine, by, n_boot, decoded=decoded), worst_errors(task, target, probs, mine, n, decoded)
+    "`metrics/{role}_subgroups.csv`, `metrics/{role}_worst_errors.csv` and their figures, from the predictions of a run or of all folds."
+    t = read_training(run, role)
+    at = pd.Series(np.arange(len(rows)), index=rows.sample_id.astype(str)).reindex(t.table.sample_id)
+    if at.isna().any(): raise DataError(f'{at.isna().sum()} of {len(at)} predicted images are not in the manifest', 'Give the manifest of the run.', where=run.path.name)
+    mine = rows.iloc[at.astype(int)].reset_index(drop=True).assign(fold=t.table.fold.to_numpy())
+    target, (decoded, probs, _) = t.table.target.to_numpy(np.int64), t.answers
+    table, worst = subgroups(t.task, target, probs, mine, by, n_boot, decoded=decoded), worst_errors(t.task, target, probs, mine, n, decoded)
     with run.write('subgroups', role, 'w') as f: table.to_csv(f, index=False)
     with run.write('worst_errors', role, 'w') as f: worst.drop(columns='position').to_csv(f, index=False)
-    with run.write('figure', f'{role}_subgroups') as f: forest(table, band=readers_band(task)).savefig(f, dpi=200, format='png')
+    with run.write('figure', f'{role}_subgroups') as f: forest(table, band=readers_band(t.task)).savefig(f, dpi=200, format='png')
     if images is not None:
         own = worst.assign(position=at.astype(int).to_numpy()[worst.position])
         with run.write('figure', f'{role}_worst_errors') as f: gallery(images, own).savefig(f, dpi=200, format='png')

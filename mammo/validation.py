@@ -10,7 +10,6 @@ __all__ = ['LEARNED', 'GROUPS', 'in_terms_of', 'identities', 'overlap', 'without
 import re
 import tempfile
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,22 +17,22 @@ import pandas as pd
 from .breast import Prep
 from .calibration import calibration_metrics, cross_fit_temperature, reliability, reliability_figure, temper
 from .comparing import interval
-from .config import TrainConfig, ValidateConfig, unflat
-from .core import ConfigError, DataError, MammoError, RunError, Task, provenance, stable_hash
+from .config import ValidateConfig
+from .core import ConfigError, DataError, MammoError, RunError, Task, between, decimals, markdown_table, provenance, stable_hash
 from .dicom import Limits, ReadOptions
 from .endpoints import FIGURES as ENDPOINT_FIGURES
 from .endpoints import endpoint_of, evaluate_endpoint
 from .evaluation import exam_level, prediction_table, score, score_exams
 from .fusion import Side, rows_of
-from .ingest import Pixels, open_pixels
+from .ingest import open_pixels
 from .likeness import unlike
 from .loading import Images
 from .manifest import DENSITY, DataSet, label_columns, load_dataset, select_readable
-from .metrics import METRICS, evaluate, headline, patient_index, resample_counts, statistic_for
-from .pipeline import answer, cache_folder, load_run, read_options
+from .metrics import METRICS, evaluate, patient_index, resample_counts, statistic_for
+from .pipeline import answer, load_run
 from .prediction import features_for
-from .runs import RunDir, find_run, load_config
-from .seeds import _between, _number, _rows, open_folder
+from .runs import RunDir, find_run
+from .seeds import open_folder
 from .subgroups import forest, multiplicity, subgroups
 from .training import Answers, Learner
 
@@ -224,11 +223,11 @@ def _flow(data: DataSet, kept: DataSet, shared: dict) -> dict:
 # %% ../nbs/47_validation.ipynb #60e3ca64
 def _performance(said: dict) -> list[str]:
     image, exam, home = said['image'], said['exam'], said['at_home']
-    cell = lambda m, f: '–' if not m or f not in m else f'{_number(m[f])} ({_between(m["intervals"].get(f))})'
+    cell = lambda m, f: '–' if not m or f not in m else f'{decimals(m[f])} ({between(m["intervals"].get(f))})'
     tempered = ', after the run’s temperature' if said['run_temperature'] else ''
     head = ['figure', f'here{tempered}, {image["n"]} images of {image["n_patients"]} patients', *([f'here, {exam["n"]} exams'] if exam else []), *([f'at home ({home["role"]}), as the network says, {home["n"]} images of {home["n_patients"]} patients'] if home else [])]
     rows = [[f.replace('_', ' '), cell(image, f), *([cell(exam, f)] if exam else []), *([cell(home, f)] if home else [])] for f in METRICS if f in image]
-    return ['## Performance', '', *_rows(head, rows), '', *([f'At home: {home["note"]}', ''] if home else []), *(f'- {n}' for n in image['notes']), '']
+    return ['## Performance', '', *markdown_table(head, rows), '', *([f'At home: {home["note"]}', ''] if home else []), *(f'- {n}' for n in image['notes']), '']
 
 
 def _endpoint_text(e: dict | None, temperature: float | None) -> list[str]:
@@ -236,33 +235,33 @@ def _endpoint_text(e: dict | None, temperature: float | None) -> list[str]:
     tempered = ', on the scale of the run’s temperature, so another number than in its metrics' if temperature else ''
     if 'why_not' in e: return ['## Dense against not dense', '', f'No figures: {e["why_not"]}', '']
     f = e['figures']
-    rows = [[title, _number(f[k]), '–' if (i := f['intervals'].get(k)) is None else f'{_number(i[0])} to {_number(i[1])}'] for k, title in ENDPOINT_FIGURES.items()]
-    return [f'## {e["endpoint"]["display"][0].upper()}{e["endpoint"]["display"][1:]}', '', f'Threshold {e["threshold"]["threshold"]:.3f}{tempered}. {e["note"]} {f["n_positive"]} of {f["n"]} images are positive.', '', *_rows(['figure', 'value', '95 % interval'], rows), '']
+    rows = [[title, decimals(f[k]), '–' if (i := f['intervals'].get(k)) is None else f'{decimals(i[0])} to {decimals(i[1])}'] for k, title in ENDPOINT_FIGURES.items()]
+    return [f'## {e["endpoint"]["display"][0].upper()}{e["endpoint"]["display"][1:]}', '', f'Threshold {e["threshold"]["threshold"]:.3f}{tempered}. {e["note"]} {f["n_positive"]} of {f["n"]} images are positive.', '', *markdown_table(['figure', 'value', '95 % interval'], rows), '']
 
 # %% ../nbs/47_validation.ipynb #401b052a
 def _calibration_text(c: dict, temperature: float | None) -> list[str]:
-    cell = lambda m, f: f'{_number(m[f])} ({_between(m["intervals"].get(f))})'
+    cell = lambda m, f: f'{decimals(m[f])} ({between(m["intervals"].get(f))})'
     names = {'log_loss': 'log loss', 'brier': 'Brier score', 'ece': 'calibration error'}
     change = c['change_of_log_loss']
     return ['## Calibration, with and without recalibration', '', f'As delivered: {"with the run’s own temperature of " + format(temperature, ".2f") if temperature else "the run has no temperature of its own"}. Recalibrated: temperatures of '
             f'{", ".join(f"{t:.2f}" for t in c["temperatures"])}, each fitted on the patients of the other {c["folds"] - 1} of {c["folds"]} parts and never on the images it is scored on.', '',
-            *_rows(['figure', 'as delivered', 'recalibrated'], [[t, cell(c['delivered'], f), cell(c['recalibrated'], f)] for f, t in names.items()]), '',
-            f'Change of log loss: {change["value"]:+.3f} ({_between(change["interval"])}), {change["n"]} images of {change["n_patients"]} patients; below zero is better. The order of an image’s classes stays, so recalibration changes no answer of the largest-probability rule.', '']
+            *markdown_table(['figure', 'as delivered', 'recalibrated'], [[t, cell(c['delivered'], f), cell(c['recalibrated'], f)] for f, t in names.items()]), '',
+            f'Change of log loss: {change["value"]:+.3f} ({between(change["interval"])}), {change["n"]} images of {change["n_patients"]} patients; below zero is better. The order of an image’s classes stays, so recalibration changes no answer of the largest-probability rule.', '']
 
 
 def _drift_text(said: dict) -> list[str]:
     mix, odd = said['case_mix'], said['unlike_training']
-    rows = [[r['label'], r['n'], _number(r['share']), _between(r['interval']), r['n_training'], _number(r['share_training'])] for r in (mix['rows'] if mix else [])]
-    table = [*_rows(['class', 'images here', 'share', '95 % interval', 'training images', 'share'], rows), '', f'Half the sum of the differences: {_number(mix["distance"])}.', ''] if mix else []
+    rows = [[r['label'], r['n'], decimals(r['share']), between(r['interval']), r['n_training'], decimals(r['share_training'])] for r in (mix['rows'] if mix else [])]
+    table = [*markdown_table(['class', 'images here', 'share', '95 % interval', 'training images', 'share'], rows), '', f'Half the sum of the differences: {decimals(mix["distance"])}.', ''] if mix else []
     why = ''.join(f'\n- {r}: {n}' for r, n in odd['reasons'].items())
     return ['## What has drifted', '', *table, f'{odd["n"]} of {odd["of"]} images are unlike the training images.{why}', '']
 
 # %% ../nbs/47_validation.ipynb #62405dec
 def _group_text(said: dict) -> list[str]:
     if not said['groups']: return []
-    cell = lambda r, f: f'{_number(r[f])} ({_number(r[f + "_low"])} to {_number(r[f + "_high"])})'
+    cell = lambda r, f: f'{decimals(r[f])} ({decimals(r[f + "_low"])} to {decimals(r[f + "_high"])})'
     rows = [[r['by'], r['group'], r['n'], f'{r["n_patients"]}{" (few)" if r["small"] else ""}', *(cell(r, f) for f in ('accuracy', 'kappa_quadratic', 'auroc_macro', 'log_loss', 'log_loss_recalibrated'))] for r in said['groups']]
-    return ['## Per vendor, site and view', '', *_rows(['by', 'group', 'images', 'patients', 'accuracy', 'quadratic kappa', 'AUROC', 'log loss', 'log loss, recalibrated'], rows), '', said['multiplicity'], '']
+    return ['## Per vendor, site and view', '', *markdown_table(['by', 'group', 'images', 'patients', 'accuracy', 'quadratic kappa', 'AUROC', 'log loss', 'log loss, recalibrated'], rows), '', said['multiplicity'], '']
 
 
 def _text(said: dict) -> str:

@@ -157,7 +157,7 @@ def test_a_killed_fold_costs_itself_and_the_same_call_goes_on(cluster, tiny, tmp
     from mammo.crossval import fold_runs
     data, cfg = tiny
     cfg = on(cfg, engine=engine, fold_workers=2, cv_folds=3)
-    with pytest.raises(RunError, match='1 of 3 folds failed: fold 2: WorkerDied.*goes on'): fold_runs(data, cfg, 3, tmp_path, small_train)
+    with pytest.raises(RunError, match='1 of 3 runs failed: fold 2: WorkerDied.*goes on'): fold_runs(data, cfg, 3, tmp_path, small_train)
     stamps = {f: (tmp_path / f'fold_{f}/results/summary.json').stat().st_mtime_ns for f in (1, 3)}
     runs = fold_runs(data, cfg, 3, tmp_path, small_train)
     assert [r.path for r in runs] == [tmp_path / f'fold_{f}/results' for f in (1, 2, 3)]  # the dead run of fold 2 was taken up
@@ -190,6 +190,17 @@ def test_folds_are_the_same_wherever_they_run(cluster, tiny, plain, tmp_path, en
         for f in files: assert (plain.path / run / f).read_bytes() == (cv.path / run / f).read_bytes(), f
         assert RunDir(cv.path / run).read_json('summary')['ingest']['decoded'] == 0  # it was done before the folds
         assert sorted(p.name for p in (plain.path / run).iterdir()) == sorted(p.name for p in (cv.path / run).iterdir())
+
+
+def test_seeds_are_the_same_on_ray(cluster, tiny, tmp_path):
+    from mammo.crossval import seed_runs
+    from mammo.pipeline import train
+    data, cfg = tiny
+    cfg = on(cfg, cv_folds=0, seeds=(42, 43))
+    here, there = (seed_runs(data, c, tmp_path / name, train) for name, c in (('here', cfg), ('there', on(cfg, engine='ray', fold_workers=2))))
+    written = [[r.file('predictions').read_bytes() for r in runs] for runs in (here, there)]
+    assert written[0] == written[1] and written[0][0] != written[0][1]
+    assert [r.read_json('summary')['seed'] for r in there] == [42, 43] and len({r.read_json('summary')['split_hash'] for r in (*here, *there)}) == 1
 
 
 def test_ingest_is_the_same_on_ray(cluster, tiny, tmp_path):

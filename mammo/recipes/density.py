@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..config import DataConfig, ImageConfig, ModelConfig, OptimConfig, PhantomConfig, RunConfig, TrainConfig
+from ..config import DataConfig, ImageConfig, ModelConfig, OptimConfig, PhantomConfig, RunConfig, SeedsConfig, TrainConfig
 from ..core import ConfigError, Task
-from ..crossval import cross_validate
+from ..crossval import cross_validate, seed_runs
 from ..manifest import DENSITY, DataSet, load_dataset
 from ..metrics import headline
 from ..phantom import write_study
 from ..pipeline import cache_folder, read_options, train
 from ..runs import RunDir, artefact
+from ..seeds import seeds
 
 # %% ../../nbs/50_density.ipynb #c86814bf
 BINARY = Task('binary', ('AB', 'CD'), display=('A or B', 'C or D'))
@@ -42,9 +43,11 @@ def density_data(cfg: TrainConfig) -> DataSet:
 
 # %% ../../nbs/50_density.ipynb #0298ec41
 def train_density(cfg: TrainConfig) -> RunDir:  # Finished
-    "What `mammography train-density` does: one run, or with `--cv-folds` one a fold."
-    data, folder = density_data(cfg), cfg.run.cv_outdir or Path(cfg.run.outdir) / 'cv'
-    return cross_validate(data, cfg, cfg.run.cv_folds, folder, train) if cfg.run.cv_folds else train(data, cfg)
+    "What `mammography train-density` does: one run, with `--cv-folds` one a fold, with `--seeds` as much for each seed and the table of `mammography seeds`."
+    data, k, folder = density_data(cfg), cfg.run.cv_folds, cfg.run.cv_outdir or Path(cfg.run.outdir) / 'cv'
+    if not cfg.run.seeds: return cross_validate(data, cfg, k, folder, train) if k else train(data, cfg)
+    at = (folder if k else Path(cfg.run.outdir)) / 'seeds'
+    return seeds(SeedsConfig(runs=tuple(r.path for r in seed_runs(data, cfg, at, train)), out=at, n_boot=cfg.run.n_boot, overwrite=True))
 
 # %% ../../nbs/50_density.ipynb #6bc5d629
 def figures(run: RunDir) -> dict[str, pd.DataFrame]:  # By role
@@ -55,6 +58,7 @@ def figures(run: RunDir) -> dict[str, pd.DataFrame]:  # By role
 def report(run: RunDir) -> str:
     "The figures of a run and where its files lie, for a terminal."
     if run.has('cv_summary'): return _report_folds(run)
+    if run.has('seeds'): return run.file('seeds_report').read_text(encoding='utf-8') + f'\n{run.path}/'
     parts = []
     for role, table in figures(run).items():
         metrics = run.read_json('metrics', role)
