@@ -212,6 +212,9 @@ VENDORS = (Vendor('Alder Imaging', 'Lumen 4', 4.2, .3, .10, .10, .030),
            Vendor('Cedar Film Works', 'Scan 12', 4.6, .8, .0, .26, .045, film=True))
 
 # %% ../nbs/08_anatomy.ipynb #2b2bab6b
+AIR = .15  # Attenuation below which the detector is saturated; above the grain of any vendor
+
+
 def _attenuation(s: _Scene, v: Vendor, mm: float, radius: float) -> np.ndarray:
     "Attenuation of each ray after the detector's blur: 0 in air, 1 in fat, more in gland."
     thick = np.sqrt(1 - (1 - np.clip(s.depth / np.float32(radius), 0, 1)) ** 2) ** np.float32(v.rim)
@@ -236,8 +239,9 @@ def _expose(s: _Scene, v: Vendor, rows: int, columns: int, exam: np.random.Gener
     shift = _aec(out[s.breast][::29], slope, level + rng.uniform(-.03, .03))
     grain = rng.standard_normal(out.shape, dtype=np.float32)
     out += np.float32(v.noise * dose) * np.exp(np.float32(.5) * (out - 1)) * grain
-    img = np.full((rows, columns), expit(-slope * shift), np.float32)
-    img[:, :out.shape[1]] = expit(np.float32(slope) * (out - np.float32(shift)))
+    black = expit(slope * (np.float32(AIR) - shift))
+    img = np.full((rows, columns), np.float32(.012 if v.film else .004), np.float32)
+    img[:, :out.shape[1]] += np.maximum(expit(np.float32(slope) * (out - np.float32(shift))) - black, 0) * np.float32(1 / (1 - black))
     img += np.float32(.004 if v.film else .002) * rng.standard_normal(img.shape, dtype=np.float32)
     return img
 

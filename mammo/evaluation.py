@@ -262,10 +262,14 @@ def _trust_text(metrics: dict) -> str:
                                      f'- calibration error that luck alone would make: {_with_bounds(metrics[key], "ece_if_calibrated")}',
                                      *(f'- {l}: slope {_with_bounds(c, "slope")}, intercept {_with_bounds(c, "intercept")}, n = {c["support"]} of {c["n"]}' for l, c in metrics[key]['per_class'].items()),
                                      *(f'- {n}' for n in metrics[key]['notes']), '']
-    if s := metrics.get('prediction_sets'):
-        lines += [f'prediction sets for {100 * (1 - s["alpha"]):g} % of patients', *(f'- {name}: {_with_bounds(s, m)}' for m, name in (
-            ('patients_covered', 'patients of whom every image is covered'), ('coverage', 'images covered'), ('single', 'sets of one class'), ('mean_size', 'classes in a set'))), *(f'- {n}' for n in s['notes']), '']
+    for unit, s in (('image', metrics.get('prediction_sets')), ('exam', metrics.get('exam', {}).get('prediction_sets'))): lines += _sets_text(s, unit) if s else []
     return '\n'.join(lines)
+
+
+def _sets_text(s: dict, unit: str) -> list[str]:
+    "Coverage and size of prediction sets."
+    names = {'patients_covered': f'patients of whom every {unit} is covered', 'coverage': f'{unit}s covered', 'single': 'sets of one class', 'mean_size': 'classes in a set'}
+    return [f'prediction sets of {unit}s, for {100 * (1 - s["alpha"]):g} % of patients', *(f'- {name}: {_with_bounds(s, m)}' for m, name in names.items()), *(f'- {n}' for n in s['notes']), '']
 
 
 def _with_bounds(figures: dict, name: str) -> str:
@@ -274,6 +278,13 @@ def _with_bounds(figures: dict, name: str) -> str:
     return f'{v:.3f}' + (' ({:.3f} to {:.3f})'.format(*i) if (i := figures.get('intervals', {}).get(name)) else '')
 
 # %% ../nbs/33_evaluation.ipynb #6b2259e8
+def _exam_sets(task: Task, exams: Exams, calibration: dict, n_boot: int) -> dict:
+    "Coverage of the sets that were calibrated on exams."
+    if 'conformal_exam' not in calibration: return {}
+    known = exams.target >= 0
+    return {'prediction_sets': coverage(calibration['conformal_exam'], task, exams.target[known], exams.probs[known], exams.rows.patient_key.to_numpy()[known], n_boot)}
+
+# %% ../nbs/33_evaluation.ipynb #ed7f087e
 def write_role(run: RunDir,
                learner: Learner,
                answers: Answers,       # In the order of `rows`
@@ -282,7 +293,7 @@ def write_role(run: RunDir,
                facts: dict,            # Seed, commit, epoch, precision …, into the metrics file
                n_boot: int = 2000,
                threshold: dict | None = None,    # Of the endpoint, as chosen on val
-               calibration: dict | None = None,  # What the `cal` role gave: `temperature`, and `conformal` for classes
+               calibration: dict | None = None,  # What the `cal` role gave: `temperature`, and `conformal` and `conformal_exam` for classes
                ) -> dict:              # The metrics
     "Predictions, embeddings, metrics and confusion matrix of one role; its exams too, where one has several images."
     task, objective = learner.task, learner.objective
@@ -290,7 +301,7 @@ def write_role(run: RunDir,
     text = f'{role}: {metrics["note"]}\n\n{format_metrics(metrics)}\n'
     with run.write('predictions', role, 'w') as f: prediction_table(task, objective, answers.probs, rows).to_csv(f, index=False)
     if not exams.alone:
-        metrics['exam'] = score_exams(task, objective, exams, n_boot)
+        metrics['exam'] = score_exams(task, objective, exams, n_boot) | _exam_sets(task, exams, calibration or {}, n_boot)
         text += f'\n{_exam_text(metrics["exam"])}'
         with run.write('exams', role, 'w') as f: exam_table(task, objective, exams).to_csv(f, index=False)
     metrics |= trust(task, answers, rows, role, threshold, calibration, n_boot)

@@ -85,7 +85,7 @@ def _error_lines(said: dict, role: str) -> list[str]:
     off = ', '.join(f'{n} by {d} class{"es" if d != "1" else ""}' for d, n in e['by_distance'].items())
     rows = [[f'{100 * r["share"]:.0f} %', r['n'], decimals(r['threshold']), f'{decimals(r["accuracy"])} ({between([r["accuracy_low"], r["accuracy_high"]])})', f'{decimals(r["kappa_quadratic"])} ({between([r["kappa_quadratic_low"], r["kappa_quadratic_high"]])})'] for r in a]
     return ['## Where it is wrong', '', f'{e["wrong"]} of {e["of"]} answers are wrong{": " + off if off else ""}. The worst stand in `{artefact("worst_errors", role)}`.', '',
-            '## What it could leave unanswered', '', *markdown_table(['answered', 'images', 'largest probability from', 'accuracy', 'quadratic kappa'], rows), '', 'The certainty is chosen on the images that it is scored on: a curve to look at, no figure of a rule.', '']
+            '## What it could leave unanswered', '', *markdown_table(['answered', 'images', 'largest probability from', 'accuracy', NAMES['kappa_quadratic']], rows), '', 'The certainty is chosen on the images that it is scored on: a curve to look at, no figure of a rule. Intervals of accuracy are here those of a share (Wilson, over patients), which hold near 1 too and differ a little from the bootstrap above.', '']
 
 # %% ../nbs/49_evidence.ipynb #b93436ce
 def _probe_lines(probes: dict | None) -> list[str]:
@@ -99,7 +99,7 @@ def _curve_lines(curve: dict | None) -> list[str]:
     rows = [[r['n_patients'], *(f'{decimals(r[f])} ({between([r[f + "_low"], r[f + "_high"]])})' for f in ('kappa_quadratic', 'accuracy', 'auroc_macro'))] for r in curve['rows']]
     law = curve['law']
     told = f'An inverse power law through the curve expects a quadratic kappa of {law["predicted"]:.2f} ({between(law["interval"], 2)}) at {law["at"]} patients. {law["warning"]}' if law['stable'] else f'No extrapolation: {law["reason"]}.'
-    return ['## What more patients would bring', '', *markdown_table(['training patients', 'quadratic kappa', 'accuracy', 'AUROC'], rows), '', told, '']
+    return ['## What more patients would bring', '', *markdown_table(['training patients', *(NAMES[f] for f in ('kappa_quadratic', 'accuracy', 'auroc_macro'))], rows), '', told, '']
 
 # %% ../nbs/49_evidence.ipynb #88e491a2
 def _page(said: dict, table: pd.DataFrame, t: Training, figures: list[str]) -> str:
@@ -130,7 +130,7 @@ def evidence(cfg: EvidenceConfig,
     probes = probes_of(run, data, cfg, options) if cfg.probes else None
     learned = write_curve(run, own, data, cfg, train) if cfg.curve else None
     said = {'run': run.path.name, 'role': role, 'note': NOTES[role], 'n': len(t.table), 'n_patients': int(t.table.patient_key.nunique()), 'subgroups': {'said': words, 'groups': table.to_dict('records')}, 'errors': errors_of(t),
-            'abstention': curve[curve.share.sub(1).abs().lt(.01) | curve.share.round(1).isin([.9, .8, .7, .5])].drop_duplicates('n').to_dict('records'), 'probes': probes,
+            'abstention': curve.iloc[[(curve.share - s).abs().argmin() for s in (1, .9, .8, .7, .5)]].drop_duplicates('n').to_dict('records'), 'probes': probes,
             'learning_curve': learned and {'rows': learned[0].to_dict('records'), 'law': learned[1]}, 'n_boot': cfg.n_boot} | provenance()
     figures = [f'{role}_subgroups', *([f'{role}_worst_errors'] if cfg.worst else []), f'{role}_abstention', *(['probes'] if probes and 'said' in probes else []), *(['learning_curve'] if learned else [])]
     with run.write('evidence_report', mode='w') as f: f.write(_page(said, table, t, figures))

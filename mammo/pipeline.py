@@ -28,14 +28,14 @@ from .config import DataConfig, EmbedConfig, ImageConfig, RunConfig, TrainConfig
 from .core import ConfigError, DataError, RunError, Task, provenance
 from .devices import first_says, make_fabric
 from .dicom import Limits, ReadOptions
-from .evaluation import role_note, write_role
+from .evaluation import exam_level, role_note, write_role
 from .fusion import FeatureTable, FusedHead, Side, extraction, load_features, rows_of, standardise
 from .ingest import Pixels, open_pixels
 from .likeness import profile
 from .loading import Augment, Images, make_loader
 from .manifest import DataSet, label_columns, manifest_record, select_readable
 from .models import Classifier, count_parameters, make_model
-from .objectives import balanced_weights, objective_for, positive_weights
+from .objectives import Objective, balanced_weights, objective_for, positive_weights
 from .runs import RunDir, artefact, atomic, dead_runs, json_ready, load_config, logged, new_run
 from .splits import assign_roles, split_proof, subset
 from .training import Answers, Learner, Progress, ask, fit, load_learner, read_checkpoint
@@ -323,12 +323,16 @@ def train_views(run: RunDir, material: Material, cfg: TrainConfig, facts: dict |
                                       said[VIEWS[0]]['weights_record'], material) | {'seconds': round(time.perf_counter() - clock, 1)})
 
 # %% ../nbs/34_pipeline.ipynb #8278b624
-def calibrate(task: Task, answers: Answers, rows: pd.DataFrame) -> dict:  # As `calibration.json`
-    "Temperature from the calibration patients, who weigh the same; for classes the threshold of prediction sets that hold the truth for 90 % of patients, from the probabilities as delivered."
+def calibrate(task: Task, objective: Objective, answers: Answers, rows: pd.DataFrame) -> dict:  # As `calibration.json`
+    "Temperature from the calibration patients, who weigh the same; for classes the thresholds of prediction sets, of images and of exams, that hold the truth for 90 % of patients, from the probabilities as delivered."
     patients = rows.patient_key.to_numpy()
     out = fit_temperature(task, answers.probs, answers.target, patients)
     if 'note' in out: log.warning('calibration: %s', out['note'])
-    return out | ({'conformal': fit_conformal(task, answers.target, answers.probs, patients)} if task.kind == 'multiclass' else {})
+    if task.kind != 'multiclass': return out
+    exams = exam_level(task, objective, answers.probs, rows)
+    known = exams.target >= 0
+    return out | {'conformal': fit_conformal(task, answers.target, answers.probs, patients),
+                  'conformal_exam': fit_conformal(task, exams.target[known], exams.probs[known], exams.rows.patient_key.to_numpy()[known])}
 
 
 def evaluate_roles(run: RunDir, learners: dict[str, Learner], material: Material, cfg: TrainConfig) -> dict[str, dict]:
@@ -346,7 +350,7 @@ def evaluate_roles(run: RunDir, learners: dict[str, Learner], material: Material
         note = {'note': role_note(role, best=kind == 'best')}
         out[role] = write_role(run, learner, answers, rows, role, facts | note, cfg.run.n_boot, threshold, calibration)
         if role == 'val': threshold = (out[role].get('endpoint') or {}).get('threshold')
-        if role == 'cal': run.write_json('calibration', calibration := calibrate(learner.task, answers, rows))
+        if role == 'cal': run.write_json('calibration', calibration := calibrate(learner.task, learner.objective, answers, rows))
     return out
 
 # %% ../nbs/34_pipeline.ipynb #903ce7d1

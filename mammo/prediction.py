@@ -19,7 +19,7 @@ from .calibration import prediction_sets, set_text, temper
 from .config import PredictConfig
 from .core import ConfigError
 from .dicom import Limits, ReadOptions
-from .evaluation import exam_level, exam_table, prediction_table
+from .evaluation import exam_index, exam_level, exam_table, prediction_table
 from .fusion import FeatureTable, Side, load_features, rows_of, same_extraction
 from .ingest import open_pixels
 from .likeness import unlike
@@ -73,8 +73,7 @@ def predict(cfg: PredictConfig) -> pd.DataFrame:  # As written to `cfg.out`
     calibration = run.read_json('calibration') if run.has('calibration') else {}
     more = {'unlike_training': why, 'calibrated': bool(calibration)}
     if 'conformal' in calibration: more['prediction_set'] = [set_text(learner.task, s) for s in prediction_sets(calibration['conformal'], probs)]
-    if calibration: probs = temper(learner.task, probs, calibration['temperature'])
-    return _write(cfg.out, learner, probs, rows, more, _refused(data, frame))
+    return _write(cfg.out, learner, probs, rows, more, _refused(data, frame), calibration)
 
 # %% ../nbs/39_prediction.ipynb #53fc5dc5
 def _with_features(data: DataSet, frame: pd.DataFrame, table: FeatureTable | None, learner: Learner) -> np.ndarray | None:
@@ -100,8 +99,9 @@ def exams_beside(out: str | Path) -> Path:
     return out.with_name(f'{out.stem}_exams{out.suffix}')
 
 # %% ../nbs/39_prediction.ipynb #df82e930
-def _write(out: Path, learner: Learner, probs: np.ndarray, rows: pd.DataFrame, more: dict[str, object], refused: pd.DataFrame) -> pd.DataFrame:
+def _write(out: Path, learner: Learner, raw: np.ndarray, rows: pd.DataFrame, more: dict[str, object], refused: pd.DataFrame, calibration: dict) -> pd.DataFrame:
     "Both tables. The warnings are counted in the log."
+    probs = temper(learner.task, raw, calibration['temperature']) if calibration else raw
     table = prediction_table(learner.task, learner.objective, probs, rows, known=False)
     table = table.assign(path=rows.rel_path, status='ok', **more)
     if n := sum(map(bool, more['unlike_training'])): log.warning('%d of %d images are unlike the training images (column unlike_training): their probabilities mean less', n, len(rows))
@@ -110,6 +110,15 @@ def _write(out: Path, learner: Learner, probs: np.ndarray, rows: pd.DataFrame, m
     if len(rows):
         once = ~rows.duplicated(['exam_id', 'file_hash']).to_numpy()
         if n := (~once).sum(): log.warning('%d files are copies of another: an exam counts each image once', n)
-        exams = exam_table(learner.task, learner.objective, exam_level(learner.task, learner.objective, probs[once], rows[once].reset_index(drop=True), known=False))
+        exams = _exam_rows(learner, raw[once], probs[once], rows[once].reset_index(drop=True), np.array([bool(w) for w in more['unlike_training']])[once], calibration)
         with atomic(exams_beside(out)) as f: exams.to_csv(f, index=False)
+    return table
+
+
+def _exam_rows(learner: Learner, raw: np.ndarray, probs: np.ndarray, rows: pd.DataFrame, strange: np.ndarray, calibration: dict) -> pd.DataFrame:
+    "The table of exams: probabilities from those of the images after temperature, sets from those before."
+    task, objective = learner.task, learner.objective
+    exams = exam_level(task, objective, probs, rows, known=False)
+    table = exam_table(task, objective, exams).assign(n_unlike_training=np.bincount(exam_index(rows), strange, len(exams)).astype(int), calibrated=bool(calibration))
+    if 'conformal_exam' in calibration: table['prediction_set'] = [set_text(task, s) for s in prediction_sets(calibration['conformal_exam'], exam_level(task, objective, raw, rows, known=False).probs)]
     return table

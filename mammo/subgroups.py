@@ -124,7 +124,7 @@ def multiplicity(table: pd.DataFrame,                  # From `subgroups`
     if not len(once): return ''
     real = once[(low[once.index] > 0) | (high[once.index] < 0)]
     named = ', '.join(f'{r.by} {r.group} ({getattr(r, figure + "_diff"):+.2f}{", small" if r.small else ""})' for r in real.itertuples())
-    text = f'{len(once)} comparisons of {NAMES[figure]} with all other images; by luck alone about {.05 * len(once):.1f} of their 95 % intervals leave out zero. '
+    text = f'{len(once)} comparison{"s" * (len(once) > 1)} of {NAMES[figure]} with all other images; by luck alone about {.05 * len(once):.1f} of their 95 % intervals leave out zero. '
     return text + (f'{len(real)} of them {"does" if len(real) == 1 else "do"}: {named}. Not corrected for their number: a question for new data, no finding.'
                    + ' Intervals of small groups are too narrow.' * bool(real.small.any()) if len(real) else
                    'None of them does; with groups of this size that does not show that there is no difference.')
@@ -215,12 +215,12 @@ def gallery(images: Sequence,        # Pictures by position, (H, W); `mammo.inge
     from matplotlib.figure import Figure
     if len(table) and table.position.max() >= len(images): raise DataError(f'{len(images)} pictures, position {table.position.max()} is asked for', 'Give the pictures of the same rows.', where='gallery')
     down = max(1, -(-len(table) // columns))
-    fig = Figure(figsize=(1.75 * columns, 2.35 * down), layout='constrained')
+    fig = Figure(figsize=(1.75 * columns, 2.45 * down), layout='constrained')
     axes = fig.subplots(down, columns, squeeze=False).ravel()
     for ax in axes: ax.axis('off')
     for ax, r in zip(axes, table.itertuples()):
         ax.imshow(np.asarray(images[r.position]), cmap='gray')
-        ax.set_title(f'{r.number}  {r.laterality} {r.view}'.rstrip() + f'\ntrue {r.truth}, said {r.answer} ({r.prob_answer:.2f})', fontsize=8)
+        ax.set_title(f'{r.number}  {r.laterality} {r.view}'.rstrip() + f'\ntrue {r.truth}\nsaid {r.answer} ({r.prob_answer:.2f})', fontsize=7)
     if not len(table): fig.text(.5, .5, 'no wrong answer', ha='center')
     return fig
 
