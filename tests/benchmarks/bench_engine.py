@@ -18,7 +18,7 @@ import torch
 
 from mammo import jobs
 from mammo.config import DataConfig, ImageConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from mammo.crossval import _fold_job, _side_by_side, fold_data, fold_settings
+from mammo.crossval import _job, _side_by_side, fold_data, fold_settings
 from mammo.manifest import load_dataset
 from mammo.phantom import write_study
 from mammo.pipeline import gather, train
@@ -48,13 +48,13 @@ def bench(folder: Path, k: int, epochs: int, workers: int) -> list[dict]:
         answers[name] = [(folder / name / f'fold_{f + 1}/results/test_predictions.csv').read_bytes() for f in range(k)]
 
     warm = fold_settings(replace(cfg, optim=replace(cfg.optim, epochs=1)), 0, folder / 'warm')
-    _fold_job(train, True, (fold_data(data, k, 0), warm))  # what torch sets up once is not the loop's
-    measure('loop', 0, jobs.map(lambda fold: _fold_job(train, True, fold), folds('loop'), workers=0, progress=False))
+    _job(train, True, (fold_data(data, k, 0), warm))  # what torch sets up once is not the loop's
+    measure('loop', 0, jobs.map(lambda fold: _job(train, True, fold), folds('loop'), workers=0, progress=False))
     for n in sorted({1, workers}): measure(f'process, {n}', n, _side_by_side(folds(f'process, {n}'), replace(cfg, run=replace(cfg.run, fold_workers=n)), train))
     clock = time.perf_counter()
     with jobs.cluster(cpus=workers * torch.get_num_threads()):
         rows.append({'engine': 'start of a local Ray', 'workers': 0, 'seconds': time.perf_counter() - clock, 'inside': 0., 'overhead a fold, s': 0.})
-        for n in sorted({1, workers}): measure(f'ray, {n}', n, _side_by_side(folds(f'ray, {n}'), replace(cfg, run=replace(cfg.run, engine='ray', fold_workers=n)), train))
+        for n in sorted({1, workers}): measure(f'ray, {n}', n, _side_by_side(folds(f'ray, {n}'), replace(cfg, run=replace(cfg.run, engine='ray', fold_workers=n, num_workers=1)), train))
     assert all(a == answers['loop'] for a in answers.values()), 'predictions differ between engines'
     return rows
 
