@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FINAL', 'KINDS', 'layer_names', 'Rest', 'maps_at', 'class_scores', 'evaluating', 'cam', 'heat_maps', 'scaled',
-           'enlarge', 'overlay', 'choose_examples', 'grid']
+           'enlarge', 'overlay', 'choose_examples', 'grid', 'map_figures', 'energy_in', 'hottest', 'alike',
+           'map_agreement', 'review']
 
 # %% ../nbs/42_gradcam.ipynb #100f7121
 from collections.abc import Sequence
@@ -207,3 +208,78 @@ def grid(task: Task,
     fig.colorbar(ScalarMappable(cmap=cmap), ax=axes, shrink=.5, aspect=30, label="share of the map's maximum")
     if title: fig.supxlabel(title, fontsize=7)
     return fig
+
+# %% ../nbs/42_gradcam.ipynb #3c6c5ab5
+def map_figures(heat: np.ndarray,   # (S, S) in [0, 1], on the model's square
+                mask: np.ndarray,   # (S, S) bool, the breast there
+                ) -> dict[str, float]:  # `area, entropy, inside, breast`; NaN where there is no breast or no heat
+    "Activated area, entropy and energy of one map."
+    if heat.shape != mask.shape: raise DataError(f'the map is {heat.shape}, the mask {mask.shape}', where='map_figures')
+    own, total = heat[mask].astype(float), float(heat.sum())
+    nothing = not mask.any() or not own.sum() > 0
+    p = own[own > 0] / own.sum() if not nothing else np.ones(1)
+    return {'area': float((own >= .5).mean()) if mask.any() else np.nan, 'entropy': np.nan if nothing or len(own) < 2 else float(-(p * np.log(p)).sum() / np.log(len(own))),
+            'inside': float(own.sum() / total) if total > 0 else np.nan, 'breast': float(mask.mean())}
+
+
+def energy_in(heat: np.ndarray,                  # (S, S), 0 and above
+              regions: dict[str, np.ndarray],    # Name → (S, S) bool
+              ) -> dict[str, tuple[float, float]]:  # Name → share of all heat, share of the square
+    "Where heat lies, beside what an even map would give."
+    total = float(heat.sum())
+    return {name: (float(heat[m].sum()) / total if total > 0 else np.nan, float(m.mean())) for name, m in regions.items()}
+
+# %% ../nbs/42_gradcam.ipynb #362a876e
+def hottest(heat: np.ndarray, share: float = .2) -> np.ndarray:  # bool, as many as `share` of the pixels
+    "The pixels of the largest values, exactly so many; ties by position."
+    out = np.zeros(heat.size, bool)
+    out[np.argsort(-heat.ravel(), kind='stable')[:max(1, round(share * heat.size))]] = True
+    return out.reshape(heat.shape)
+
+
+def alike(a: np.ndarray,      # (S, S)
+          b: np.ndarray,      # (S, S)
+          mask: np.ndarray,   # (S, S) bool, where they are compared
+          share: float = .2,
+          ) -> tuple[float, float]:  # Spearman's rank correlation, NaN for a constant map; intersection over union of the hottest `share`
+    "How alike two maps of one breast are."
+    from scipy.stats import rankdata
+    x, y = a[mask], b[mask]
+    if x.size < 5: raise DataError(f'{x.size} pixels are too few to compare maps', where='alike')
+    u, v = rankdata(x), rankdata(y)
+    rho = float(np.corrcoef(u, v)[0, 1]) if np.ptp(u) > 0 and np.ptp(v) > 0 else np.nan
+    one, other = hottest(x, share), hottest(y, share)
+    return rho, float((one & other).sum() / (one | other).sum())
+
+# %% ../nbs/42_gradcam.ipynb #2f3d7fb1
+def map_agreement(maps: dict[str, np.ndarray],   # Model → (N, S, S), the same images in the same order
+                  masks: np.ndarray,             # (N, S, S) bool
+                  names: Sequence[str],          # (N,) `sample_id`
+                  seed: int = 0,                 # Of the nulls
+                  ) -> pd.DataFrame:             # One row a pair of models and image: `a, b, sample_id, rho, iou, rho_other, iou_other, rho_dealt, iou_dealt`
+    "Likeness of maps between models, with the null of another image's map and that of the same pixels dealt anew."
+    rng, n, models = np.random.default_rng(seed), len(names), list(maps)
+    if len(models) < 2 or n < 2: raise ConfigError(f'{len(models)} models and {n} images', 'Give two of each at least.', where='map_agreement')
+    if any(m.shape != masks.shape for m in maps.values()) or len(masks) != n: raise DataError('maps, masks and names do not go together', where='map_agreement')
+    other, rows = (np.arange(n) + rng.integers(1, n)) % n, []
+    for i, a in enumerate(models):
+        for b in models[i + 1:]:
+            for k in range(n):
+                x, y, m = maps[a][k], maps[b][k], masks[k]
+                dealt = y.copy()
+                dealt[m] = rng.permutation(y[m])
+                found = [v for pair in (y, maps[b][other[k]], dealt) for v in alike(x, pair, m)]
+                rows.append((a, b, names[k], *found))
+    return pd.DataFrame(rows, columns=['a', 'b', 'sample_id', 'rho', 'iou', 'rho_other', 'iou_other', 'rho_dealt', 'iou_dealt'])
+
+
+def review(agreement: pd.DataFrame,           # From `map_agreement`
+           answers: dict[str, np.ndarray],    # Model → (N,) class indices, in the order of `names`
+           names: Sequence[str],
+           ) -> pd.DataFrame:                 # One row an image: `sample_id, same_answer, rho, above_null, decision`
+    "The seed's rule: models that give the same answer and look at the same place `agree`, all else goes to `review`. The same place: the mean rank correlation exceeds 95 % of those with another image's map."
+    bar = float(np.nanquantile(agreement.rho_other, .95)) if agreement.rho_other.notna().any() else np.nan
+    rho = agreement.groupby('sample_id').rho.mean().reindex(list(names))
+    same = np.all([v == next(iter(answers.values())) for v in answers.values()], axis=0)
+    above = (rho > bar).to_numpy()
+    return pd.DataFrame({'sample_id': list(names), 'same_answer': same, 'rho': rho.to_numpy(), 'above_null': above, 'decision': np.where(same & above, 'agree', 'review')})
