@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BY', 'UNKNOWN', 'EDGES', 'BANDS', 'SHOWN', 'NAMES', 'READERS', 'age_band', 'group_columns', 'subgroups',
-           'multiplicity', 'readers_band', 'draw_band', 'forest', 'worst_errors', 'gallery', 'write_subgroups']
+           'multiplicity', 'readers_band', 'draw_band', 'forest', 'worst_errors', 'gallery', 'rows_in',
+           'write_subgroups']
 
 # %% ../nbs/46_subgroups.ipynb #9c144595
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from .core import ConfigError, DataError, Task
 from .manifest import COLUMNS
 from .metrics import patient_index, resample_counts, statistic_for
 from .runs import RunDir
-from .seeds import read_training
+from .seeds import Training, read_training
 
 # %% ../nbs/46_subgroups.ipynb #cab2c84c
 BY = ('view', 'laterality', 'manufacturer', 'age_band', 'site')
@@ -225,6 +226,15 @@ def gallery(images: Sequence,        # Pictures by position, (H, W); `mammo.inge
     return fig
 
 # %% ../nbs/46_subgroups.ipynb #57624d67
+def rows_in(rows: pd.DataFrame,     # Manifest rows that hold those of the role, by `sample_id`, in any order
+            t: Training,
+            ) -> np.ndarray:        # (N,) positions in `rows`, in the order of the predictions
+    "Where the predicted images stand in a manifest. Raises `DataError` where one is not there."
+    at = pd.Series(np.arange(len(rows)), index=rows.sample_id.astype(str)).reindex(t.table.sample_id)
+    if at.isna().any(): raise DataError(f'{at.isna().sum()} of {len(at)} predicted images are not in the manifest', 'Give the manifest of the run.', where=t.run.path.name)
+    return at.to_numpy(int)
+
+
 def write_subgroups(run: RunDir,                    # Finished, or a folder of cross-validation
                     role: str,                      # `val`, `test` or `cal`
                     rows: pd.DataFrame,             # Manifest rows that hold those of the role, by `sample_id`, in any order
@@ -235,15 +245,14 @@ def write_subgroups(run: RunDir,                    # Finished, or a folder of c
                     ) -> tuple[pd.DataFrame, str]:  # The table of groups, and what `multiplicity` says
     "`metrics/{role}_subgroups.csv`, `metrics/{role}_worst_errors.csv` and their figures, from the predictions of a run or of all folds."
     t = read_training(run, role)
-    at = pd.Series(np.arange(len(rows)), index=rows.sample_id.astype(str)).reindex(t.table.sample_id)
-    if at.isna().any(): raise DataError(f'{at.isna().sum()} of {len(at)} predicted images are not in the manifest', 'Give the manifest of the run.', where=run.path.name)
-    mine = rows.iloc[at.astype(int)].reset_index(drop=True).assign(fold=t.table.fold.to_numpy())
+    at = rows_in(rows, t)
+    mine = rows.iloc[at].reset_index(drop=True).assign(fold=t.table.fold.to_numpy())
     target, (decoded, probs, _) = t.table.target.to_numpy(np.int64), t.answers
     table, worst = subgroups(t.task, target, probs, mine, by, n_boot, decoded=decoded), worst_errors(t.task, target, probs, mine, n, decoded)
     with run.write('subgroups', role, 'w') as f: table.to_csv(f, index=False)
     with run.write('worst_errors', role, 'w') as f: worst.drop(columns='position').to_csv(f, index=False)
     with run.write('figure', f'{role}_subgroups') as f: forest(table, band=readers_band(t.task)).savefig(f, dpi=200, format='png')
     if images is not None:
-        own = worst.assign(position=at.astype(int).to_numpy()[worst.position])
+        own = worst.assign(position=at[worst.position])
         with run.write('figure', f'{role}_worst_errors') as f: gallery(images, own).savefig(f, dpi=200, format='png')
     return table, multiplicity(table)
