@@ -6,8 +6,8 @@
 __all__ = ['FREE', 'PLACES', 'at_least', 'flag', 'DataConfig', 'ImageConfig', 'BackboneConfig', 'ModelConfig', 'OptimConfig',
            'BaseRunConfig', 'RunConfig', 'TrainConfig', 'PredictConfig', 'PhantomConfig', 'EmbedImageConfig',
            'EmbedModelConfig', 'EmbedRunConfig', 'MapsConfig', 'EmbedConfig', 'BaselinesConfig', 'SeedsConfig',
-           'EvidenceConfig', 'ValidateConfig', 'CardConfig', 'TuneRunConfig', 'SearchConfig', 'TuneConfig', 'flat',
-           'unflat', 'fingerprint', 'differences']
+           'EvidenceConfig', 'ValidateConfig', 'CardConfig', 'GradcamConfig', 'ReportPackConfig', 'EvalExportConfig',
+           'TuneRunConfig', 'SearchConfig', 'TuneConfig', 'flat', 'unflat', 'fingerprint', 'differences']
 
 # %% ../nbs/01_config.ipynb #baa98fe9
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -386,6 +386,59 @@ class CardConfig:
     "What `mammography card` is told."
     run: Path                 # A finished run directory
     out: Path | None = None   # Gets model_card.md, claim_tripod.md and claim_tripod.csv; default: the run directory itself
+
+# %% ../nbs/01_config.ipynb #46733748
+@dataclass
+class GradcamConfig:
+    "What `mammography gradcam` is told."
+    run: tuple[Path, ...]                                   # A finished run; or several on the same images, whose maps are compared
+    role: Literal['auto', 'val', 'cal', 'test'] = 'auto'    # auto: test where the run has one, else val
+    explain: str = 'predicted'                              # Which class: predicted, true, or a label
+    layers: tuple[str, ...] = ()                            # Layers of the layer-wise figure, as stages.3 final; default: four from input to output
+    per: int = 2                                            # Examples of each kind and class
+    images: int = 200                                       # At most so many images, drawn with --seed, for figures by class and agreement
+    audit_images: int = 24                                  # Images that are audited; 0 = no audit
+    mask_dir: Path | None = None                            # Masks of what should be looked at, one a stored picture: SAMPLE_ID.png or .npy
+    cmap: str = 'inferno'                                   # Colours; rainbow is the seed's, from purple to red
+    seed: int = 42                                          # Of everything that is drawn
+    n_boot: int = 1000                                      # Bootstrap resamples over patients
+    csv: Path | None = None                                 # Where the table of labels lies now; default: where the run found it
+    dicom_root: Path | None = None                          # Where the images lie now
+    device: str = 'auto'                                    # auto cpu cuda mps
+    num_workers: int = -1                                   # Processes that decode what is not in the store; -1 = chosen by the machine
+
+    def __post_init__(self):
+        at_least(self, per=1, images=1, audit_images=0, seed=0, n_boot=1, num_workers=-1)
+        if len(set(self.run)) < len(self.run): raise ConfigError('names a run twice', 'Give each once.', where='--run')
+
+
+@dataclass
+class ReportPackConfig:
+    "What `mammography report-pack` is told."
+    run: tuple[Path, ...]                                   # Finished runs or folds, or their short names; several give the comparison of seeds
+    assets_dir: Path = Path('Article/assets')               # Gets the figures; sections/ and the main file of the article lie beside it
+    role: Literal['auto', 'val', 'test'] = 'auto'           # auto: test where every run has one, else val
+    gradcam: bool = True                                    # Heat maps of examples, for which the images are read; --no-gradcam leaves them out
+    per: int = 2                                            # Examples of each kind and class
+    cmap: str = 'inferno'                                   # Colours of the heat maps; rainbow is the seed's, from purple to red
+    n_boot: int = 2000                                      # Bootstrap resamples over patients, for the comparison of seeds
+    csv: Path | None = None                                 # Where the table of labels lies now; default: where the run found it
+    dicom_root: Path | None = None                          # Where the images lie now
+    device: str = 'auto'                                    # auto cpu cuda mps
+    num_workers: int = -1                                   # Processes that decode what is not in the store; -1 = chosen by the machine
+
+    def __post_init__(self):
+        at_least(self, per=1, n_boot=0, num_workers=-1)
+        if len(set(self.run)) < len(self.run): raise ConfigError('names a run twice', 'Give each once.', where='--run')
+
+
+@dataclass
+class EvalExportConfig:
+    "What `mammography eval-export` is told."
+    run: Path                 # A finished run directory, a fold, or its short name
+    out: Path                 # Gets a folder with the evaluation, and FOLDER.zip beside it
+    mlflow: bool = False      # Also log it as a run of MLflow, where MLflow is installed and its own settings say
+    overwrite: bool = False   # Replace the export of another run
 
 # %% ../nbs/01_config.ipynb #bfa9e965
 @dataclass
