@@ -697,6 +697,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mammo.looking._maps': ('looking.html#_maps', 'mammo/looking.py'),
                                'mammo.looking._onto': ('looking.html#_onto', 'mammo/looking.py'),
                                'mammo.looking._same_answers': ('looking.html#_same_answers', 'mammo/looking.py'),
+                               'mammo.looking._shown': ('looking.html#_shown', 'mammo/looking.py'),
                                'mammo.looking._side': ('looking.html#_side', 'mammo/looking.py'),
                                'mammo.looking.look': ('looking.html#look', 'mammo/looking.py')},
             'mammo.manifest': { 'mammo.manifest.DataSet': ('manifest.html#dataset', 'mammo/manifest.py'),

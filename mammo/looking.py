@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from .breast import map_back, prepare
 from .config import TrainConfig
@@ -95,7 +96,22 @@ def _onto(self: Look,
     return map_back(heat, self.affines[i], shape, self.settings.image.img_size)
 
 
-Look.layers, Look.maps, Look.onto = _layers, _maps, _onto
+def _shown(self: Look,
+           i: int,
+           heat: np.ndarray | None = None,   # (h, w), any map of the whole square
+           longest: int = 640,               # Long side of what is given back, pixels
+           ) -> tuple[np.ndarray, np.ndarray | None]:  # The picture and the map on it, both (H, W) float32
+    "The stored picture at a size for eyes, by area means, and the map at the same place of it."
+    picture = self.picture(i)
+    k = max(1, max(picture.shape) / longest)
+    small = tuple(max(1, round(n / k)) for n in picture.shape)
+    grey = picture if k == 1 else np.asarray(Image.fromarray(picture).resize(small[::-1], Image.BOX))
+    sy, sx = (a / b for a, b in zip(picture.shape, small))
+    grow = np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]])  # pixel centres of the small picture in the large one
+    return grey, None if heat is None else map_back(heat, self.affines[i] @ grow, small, self.settings.image.img_size)
+
+
+Look.layers, Look.maps, Look.onto, Look.shown = _layers, _maps, _onto, _shown
 
 # %% ../nbs/49_looking.ipynb #15613d10
 def _side(own: TrainConfig, rows: pd.DataFrame, wanted: dict | None) -> Side | None:
