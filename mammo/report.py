@@ -15,12 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from .config import ReportPackConfig, SeedsConfig, TrainConfig
 from .core import ConfigError, Task, between, decimals, markdown_table
 from .evidence import role_of
-from .figures import confusion_figure, features_figure, figures_line, training_figure
+from .figures import confusion_figure, features_figure, figures_line, role_features, training_figure
 from .heatmaps import draw_examples
 from .looking import look
 from .manifest import DataSet
@@ -238,18 +236,9 @@ def pack_run(run: RunDir, role: str, cfg: ReportPackConfig, data_of: Callable[[T
 
 def pack_features(run: RunDir, role: str, task: Task, assets: Path) -> list:  # Pieces
     "`embeddings_pca_tsne.png`: the features of one run."
-    from mammo.seeds import read_training
-    table, order = read_training(run, role).table, _order(run, role)
-    x = np.load(run.file('embeddings', role))[order]
-    seed = run.read_json('summary')['seed']
-    file = _save(assets / 'embeddings_pca_tsne.png', features_figure(task, x, table.target.to_numpy(), f'{role} images, pooled features of the run with seed {seed}'))
-    return [Figure(file, f'PCA and t-SNE of the pooled features of {len(x)} {role} images ({place(run)}, seed {seed}). Axes of t-SNE have no meaning.')]
-
-
-def _order(run: RunDir, role: str) -> np.ndarray:
-    "Rows of the features in the order of the names."
-    import pandas as pd
-    return np.argsort(pd.read_csv(run.file('predictions', role), usecols=['sample_id'], dtype=str).sample_id.to_numpy(), kind='stable')
+    x, t = role_features(run, role)
+    file = _save(assets / 'embeddings_pca_tsne.png', features_figure(task, x, t.table.target.to_numpy(), f'{role} images, pooled features of the run with seed {t.seed}'))
+    return [Figure(file, f'PCA and t-SNE of the pooled features of {len(x)} {role} images ({place(run)}, seed {t.seed}). Axes of t-SNE have no meaning.')]
 
 # %% ../nbs/60_report.ipynb #6cc1aa94
 def report_pack(cfg: ReportPackConfig,
