@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['SIDE', 'SHOWN', 'EXPECTED', 'LIKENESS', 'explained', 'some', 'draw_examples', 'squares', 'breasts', 'map_table',
            'patient_mean', 'by_class', 'class_figure', 'some_layers', 'together', 'names', 'compare_maps', 'pairs',
-           'agreement_figure']
+           'agreement_figure', 'audit_of', 'gradcam']
 
 # %% ../nbs/55_heatmaps.ipynb #4364ff4d
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .audit import audit, audit_figure, muscle_on_square, read_masks
 from .comparing import interval
 from .config import GradcamConfig, TrainConfig
 from .core import ConfigError, DataError, RunError, Task, between, decimals, markdown_table, provenance
-from .gradcam import FINAL, choose_examples, enlarge, grid, map_agreement, map_figures, review, scaled
+from .gradcam import FINAL, choose_examples, enlarge, grid, layers_figure, map_agreement, map_figures, review, scaled
 from .looking import Look, look
 from .manifest import DataSet
 from .metrics import patient_index, resample_counts
@@ -216,3 +218,150 @@ def agreement_figure(agreement: pd.DataFrame):  # `matplotlib.figure.Figure`
         ax.spines[['top', 'right']].set_visible(False)
     fig.legend(loc='outside lower center', ncols=3, frameon=False, fontsize=8)
     return fig
+
+# %% ../nbs/55_heatmaps.ipynb #9d675152
+def _write_csv(run: RunDir, kind: str, role: str, table: pd.DataFrame) -> None:
+    with run.write(kind, role, 'w') as f: table.to_csv(f, index=False)
+
+
+def _write_figure(run: RunDir, name: str, fig, dpi: int = 200) -> str:
+    with run.write('figure', name) as f: fig.savefig(f, format='png', dpi=dpi, metadata={'Software': None})
+    return name
+
+# %% ../nbs/55_heatmaps.ipynb #ece9a00d
+def audit_of(l: Look,
+             at: np.ndarray,                   # Positions, of one view in a run with one model a view
+             view: str,                        # Whose model
+             classes: np.ndarray,              # (n,) which label of each is explained
+             mask_dir: Path | None = None,     # Drawings on the stored pictures
+             seed: int = 42,
+             n_boot: int = 1000,
+             ) -> tuple[pd.DataFrame, dict, pd.DataFrame | None]:  # Table, summary, and the report of the masks
+    "The audit of some images of a run. Images without a breast of 25 pixels are left out and counted in `without_breast`."
+    size, masks, muscles, shapes = l.settings.image.img_size, [], [], []
+    for i in tqdm(at, desc='breasts', delay=2, leave=False):
+        picture = l.picture(int(i))
+        masks.append(l.mask(int(i)))
+        shapes.append(picture.shape)
+        muscles.append(muscle_on_square(picture, l.affines[i], size)[0] if l.rows.view.iloc[i] == 'MLO' else np.zeros((size, size), bool))
+    masks, muscles = np.stack(masks), np.stack(muscles)
+    ok = masks.sum((1, 2)) >= 25
+    regions, report, ids = ({'pectoral': muscles} if muscles.any() else {}), None, l.t.table.sample_id.iloc[list(at)].tolist()
+    if mask_dir:
+        drawn, report = read_masks(mask_dir, ids, shapes, [l.affines[i] for i in at], size)
+        regions['drawn'] = drawn
+    keep = np.flatnonzero(ok)
+    table, summary = audit(l.learners[view], l.images, at[keep].tolist(), classes[keep].tolist(), masks[keep], {k: v[keep] for k, v in regions.items()}, l.t.table.patient_key.iloc[at[keep]].tolist(), seed, n_boot=n_boot)
+    return table, summary | {'without_breast': int((~ok).sum())}, report
+
+# %% ../nbs/55_heatmaps.ipynb #9898b964
+def _audit(l: Look, cfg: GradcamConfig) -> tuple[dict, list[str]]:
+    "The audits by view, '' for a run of one model, with their table and figures; or why there is none."
+    if not cfg.audit_images: return {'why_not': 'it was not asked for (--audit-images 0)'}, []
+    if l.method != 'Grad-CAM': return {'why_not': 'attention rollout is no map of a class, and the bars are for Grad-CAM'}, []
+    out, tables, figures, classes = {}, [], [], explained(l, cfg.explain)
+    for view in l.learners:
+        own = np.flatnonzero(l.rows.view == view) if view else np.arange(len(l))
+        at = np.sort(np.random.default_rng(cfg.seed).permutation(own)[:cfg.audit_images])
+        table, summary, report = audit_of(l, at, view, classes[at], cfg.mask_dir, cfg.seed, cfg.n_boot)
+        out[view] = summary | ({'masks': {'used': int(report.ok.sum()), 'not_used': report.reason[~report.ok].value_counts().to_dict()}} if report is not None else {})
+        tables.append(table.assign(model=view))
+        figures.append(_write_figure(l.run, '_'.join(filter(None, [l.role, 'gradcam_audit', view])), audit_figure(summary, view)))
+    _write_csv(l.run, 'heat_audit', l.role, pd.concat(tables, ignore_index=True))
+    return {'views': out}, figures
+
+
+def _audit_lines(said: dict) -> list[str]:
+    "The verdict with every criterion that it rests on."
+    if 'why_not' in said: return ['## Can the maps be trusted?', '', f'Not audited: {said["why_not"]}.', '']
+    lines = []
+    for view, s in said['views'].items():
+        rows = [[k.replace('_', ' '), decimals(c['mean'], 2), between(c['interval'], 2), f'{c["good_side"]} {c["bar"]:g}' if c['bar'] is not None else '–', c['verdict'], c['sentence']] for k, c in s['criteria'].items()]
+        regions = [[name, *(decimals(r[k]['mean'], 2) if k in r else '–' for k in ('heat', 'area', 'iou', 'iou_random'))] for name, r in s['regions'].items()]
+        lines += [f'## Can the maps {f"of {view} " if view else ""}be trusted? {s["verdict"].capitalize()}', '', f'{s["n"]} images of {s["n_patients"]} patients. The bars were fixed beforehand on models with a planted shortcut (`43_audit`).', '',
+                  *markdown_table(['criterion', 'mean', '95 % interval', 'bar', 'verdict', 'what it means'], rows), '', *markdown_table(['region', 'share of heat', 'share of the square', 'overlap (IoU)', 'of a random map'], regions), '']
+        if m := s.get('masks'): lines += [f'Masks: {m["used"]} used' + ''.join(f'; {n} not: {why}' for why, n in m['not_used'].items()) + '.', '']
+    return lines
+
+# %% ../nbs/55_heatmaps.ipynb #9c297dfe
+def _mean_text(v: dict | None, digits: int = 2) -> str: return '–' if not v or v['mean'] is None else decimals(v['mean'], digits) + (f' ({between(v["interval"], digits)})' if v['interval'] else '')
+
+
+def _class_lines(task: Task, said: dict) -> list[str]:
+    "The table by class, and whether anything rises with density."
+    c, expected = said['classes'], EXPECTED if task.k == 4 else [''] * task.k
+    rows = [[name, c[l]['area']['n'], c[l]['area']['n_patients'], *(_mean_text(c[l][f]) for f in SHOWN), *([e] if any(expected) else [])] for l, name, e in zip(task.labels, task.display, expected) if l in c]
+    told = []
+    for f, v in c['trend'].items():
+        if v['rho'] is None: told.append(f'{SHOWN[f]}: not defined'); continue
+        way = 'not settled' if not v['interval'] or v['interval'][0] <= 0 <= v['interval'][1] else 'rises with the class' if v['rho'] > 0 else 'falls with the class'
+        told.append(f'{SHOWN[f]}: {way} (rank correlation {decimals(v["rho"], 2)}, {between(v["interval"], 2)})')
+    return ['## By class', '', *markdown_table(['class', 'images', 'patients', *SHOWN.values(), *(['the seed expects'] if any(expected) else [])], rows), '',
+            f'The breast fills {100 * said["breast"]:.0f} % of the square on average: an even map would have that share of its heat inside.', '', *(f'- {t}.' for t in told), '']
+
+
+def _agreement_lines(said: dict) -> list[str]:
+    "Pairs of runs, and the cases to review."
+    a = said['agreement']
+    if a is None: return []
+    rows = [[f'{p["a"]} / {p["b"]}', decimals(p['accuracy_differs']), decimals(p['kappa_quadratic_differs']), decimals(p['same_answer']), _mean_text(p['rho']), _mean_text(p['rho_other']), _mean_text(p['rho_above_other']), _mean_text(p['iou']), _mean_text(p['iou_other'])] for p in a['pairs']]
+    return ['## Do the runs look at the same place?', '', *markdown_table(['runs', 'accuracy differs by', 'quadratic kappa by', 'same answer', 'rank correlation of maps', "with another image's map", 'above it', 'overlap of hottest fifths', "with another image's"], rows), '',
+            f'{a["review"]} of {a["n"]} images go to review: the runs answer differently, or their maps are no more alike than 95 % of those of different images (`{artefact("heat_review", said["role"])}`). '
+            'Metrics that are alike do not show that attention is: compare the columns.', '']
+
+
+def _page(task: Task, said: dict, figures: list[str]) -> str:
+    role = said['role']
+    head = [f'# Heat maps of `{said["run"]}`, role {role}', '', f'{said["method"]} of the {said["explained"]} class, {said["n"]} of {said["of"]} images, {said["n_patients"]} patients. A map shows what moved the score of this model; it does not show that the model is right.', '']
+    end = [f'Examples and images are drawn with seed {said["seed"]}; intervals: 95 %, {said["n_boot"]} resamples of patients. Commit {said["git_commit"] or "unknown"}, {said["timestamp"]}.', '']
+    pictures = [line for f in figures for line in (f'![{f.replace("_", " ")}](../{artefact("figure", f)})', '')]
+    return '\n'.join([*head, *_class_lines(task, said), *_agreement_lines(said), *said['audit_lines'], *pictures, *end])
+
+# %% ../nbs/55_heatmaps.ipynb #dc01178e
+def _layers_page(l: Look, table: pd.DataFrame, what: str, layers: Sequence[str], cmap: str):
+    "The layer-wise figure of one example a class, the surest right one where there is one."
+    first = table.drop_duplicates('label')
+    at = first.position.to_numpy(int)[:6]
+    small = [l.small(int(i)) for i in at]
+    heats = l.maps(at, explained(l, what)[at], layers)
+    return layers_figure([p for p, _ in small], heats, [a for _, a in small], l.settings.image.img_size, first.truth.tolist()[:6], cmap)
+
+
+
+# %% ../nbs/55_heatmaps.ipynb #42aae1fc
+def _agree(looks: list[Look], at: np.ndarray, cfg: GradcamConfig) -> tuple[dict | None, list[str]]:
+    "Tables and figure of several runs; None for one."
+    if len(looks) < 2: return None, []
+    l, (table, cases) = looks[0], compare_maps(looks, at, cfg.explain, cfg.seed)
+    said = {n: [l.task.display[c] for c in x.t.table.decoded.to_numpy()[at]] for n, x in zip(names(looks), looks)}
+    cases = cases.assign(truth=[l.task.display[c] for c in l.t.table.target.to_numpy()[at]], **said)
+    _write_csv(l.run, 'heat_agreement', l.role, table)
+    _write_csv(l.run, 'heat_review', l.role, cases)
+    name = _write_figure(l.run, f'{l.role}_gradcam_agreement', agreement_figure(table))
+    return {'runs': names(looks), 'pairs': pairs(looks, table, cfg.n_boot), 'n': len(cases), 'review': int((cases.decision == 'review').sum())}, [name]
+
+# %% ../nbs/55_heatmaps.ipynb #03d16a01
+def gradcam(cfg: GradcamConfig,
+            data_of: Callable[[TrainConfig], DataSet],   # Settings → the images and labels that they ask for
+            ) -> tuple[RunDir, str]:                     # The first run, with gradcam/ and figures/, and the role
+    "What `mammography gradcam` does."
+    l = look(cfg.run[0], data_of, cfg.role, cfg.csv, cfg.dicom_root, cfg.num_workers, cfg.device)
+    looks = [l, *(look(r, data_of, l.role, cfg.csv, cfg.dicom_root, cfg.num_workers, cfg.device) for r in cfg.run[1:])]
+    together(looks)
+    run, role, at = l.run, l.role, some(l, cfg.images, cfg.seed)
+    fig, examples = draw_examples(l, cfg.explain, cfg.per, cfg.cmap, cfg.seed)
+    figures = [_write_figure(run, f'{role}_gradcam', fig, 300), _write_figure(run, f'{role}_gradcam_layers', _layers_page(l, examples, cfg.explain, cfg.layers or some_layers(l), cfg.cmap), 300)]
+    _write_csv(run, 'heat_examples', role, examples.drop(columns='position'))
+    heats, masks = squares(l, at, explained(l, cfg.explain)[at]), breasts(l, at)
+    table = map_table(l, at, heats, masks)
+    _write_csv(run, 'heat_figures', role, table)
+    classes = by_class(l.task, table, cfg.n_boot)
+    figures.append(_write_figure(run, f'{role}_gradcam_classes', class_figure(l.task, table, classes)))
+    agreed, more = _agree(looks, at, cfg)
+    audited, audit_figures = _audit(l, cfg)
+    figures += more + audit_figures
+    said = {'run': run.path.name, 'role': role, 'method': l.method, 'explained': cfg.explain, 'n': len(at), 'of': len(l), 'n_patients': table.patient_key.nunique(), 'breast': float(table.breast.mean()), 'classes': classes, 'agreement': agreed,
+            'audit': audited, 'seed': cfg.seed, 'n_boot': cfg.n_boot} | provenance()
+    with run.write('heat_report', role, 'w') as f: f.write(_page(l.task, said | {'audit_lines': _audit_lines(audited)}, figures))
+    run.write_json('heat', said, role)
+    return run, role
