@@ -23,6 +23,7 @@ from .heatmaps import draw_examples
 from .looking import look
 from .manifest import DataSet
 from .metrics import HEADLINE
+from .models import backbone
 from .runs import RunDir, artefact, atomic
 from .seeds import SHOWN, TITLES, collect, draw, find_training, seed_figures, seeds_table
 
@@ -150,7 +151,7 @@ def run_pieces(run: RunDir, role: str, task: Task, files: dict[str, str]) -> lis
     metrics, source = run.read_json('metrics', role), f'{place(run)}/{artefact("metrics", role)}'
     exam = [figure_rows(metrics['exam'], source, 'exam')] if 'exam' in metrics else []
     captions = {'train': 'Loss, accuracy and learning rate by epoch; the dashed line is the epoch that was kept.', 'confusion': f'Confusion matrix, {metrics["n"]} {role} images; {figures_line(metrics)}.',
-                'gradcam': 'Grad-CAM of the last convolutional block. Rows are true classes, columns the kind of answer; each map is divided by its own maximum.'}
+                'gradcam': ('Attention rollout' if backbone(run.read_json('summary')['arch']).patch else 'Grad-CAM of the last convolutional block') + '. Rows are true classes, columns the kind of answer; each map is divided by its own maximum.'}
     notes = [Words('Remarks: ' + '; '.join(metrics['notes']) + '.', f'{source}:notes')] if metrics['notes'] else []
     return [*run_words(run), Words(metrics['note'], f'{source}:note'), figure_rows(metrics, source), class_rows(task, metrics, source), *endpoint_rows(metrics, source), *exam, *notes,
             *(Figure(f, captions[k]) for k, f in files.items())]
