@@ -943,6 +943,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mammo.recipes.density.report': ('density.html#report', 'mammo/recipes/density.py'),
                                        'mammo.recipes.density.train_density': ('density.html#train_density', 'mammo/recipes/density.py')},
             'mammo.rollout': { 'mammo.rollout._mixed': ('rollout.html#_mixed', 'mammo/rollout.py'),
+                               'mammo.rollout._reached': ('rollout.html#_reached', 'mammo/rollout.py'),
                                'mammo.rollout.attention': ('rollout.html#attention', 'mammo/rollout.py'),
                                'mammo.rollout.map_kind': ('rollout.html#map_kind', 'mammo/rollout.py'),
                                'mammo.rollout.maps_of': ('rollout.html#maps_of', 'mammo/rollout.py'),
