@@ -731,6 +731,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'mammo.jobs._ray': ('jobs.html#_ray', 'mammo/jobs.py'),
                             'mammo.jobs._serve': ('jobs.html#_serve', 'mammo/jobs.py'),
                             'mammo.jobs._settle': ('jobs.html#_settle', 'mammo/jobs.py'),
+                            'mammo.jobs._start': ('jobs.html#_start', 'mammo/jobs.py'),
                             'mammo.jobs._supervise': ('jobs.html#_supervise', 'mammo/jobs.py'),
                             'mammo.jobs._surroundings': ('jobs.html#_surroundings', 'mammo/jobs.py'),
                             'mammo.jobs._wait': ('jobs.html#_wait', 'mammo/jobs.py'),

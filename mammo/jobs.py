@@ -7,6 +7,7 @@ __all__ = ['THREAD_LIMITS', 'Outcome', 'WorkerDied', 'ItemTimeout', 'usable_cpus
 
 # %% ../nbs/03_jobs.ipynb #477bb137
 import importlib.util
+import logging
 import math
 import os
 import pickle
@@ -305,13 +306,25 @@ def _ray(name: str = 'ray'):
     return ray
 
 # %% ../nbs/03_jobs.ipynb #99221559
+def _start(ray, cpus: int, tries: int = 3) -> None:
+    "A cluster of our own. Ray gives itself 30 s, which a busy machine may need more than once."
+    for left in reversed(range(tries)):
+        try:
+            ray.init('local', num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level='ERROR', object_store_memory=2 ** 28)
+            return
+        except Exception as e:
+            ray.shutdown()
+            if not left or 'timed out' not in str(e): raise
+            logging.getLogger('mammo').warning('Ray was not ready after 30 s; trying again')
+
+# %% ../nbs/03_jobs.ipynb #93e22580
 def _connect(address: str, cpus: int) -> None:
     "Connects to the cluster at `address`, or starts one with so many CPUs for this process."
     ray = _ray()
     if not address:
         with _environment(**_surroundings(1)):
-            try: ray.init('local', num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level='ERROR', object_store_memory=2 ** 28)
-            except Exception as e:  # Ray raises no narrower one; it gives itself 30 s
+            try: _start(ray, cpus)
+            except Exception as e:  # Ray raises no narrower one
                 raise MammoError(f'Ray does not start on this machine: {_name(e)}', 'Try again when the machine is less busy, or run `ray start --head` and add --ray-address auto.', where='--engine ray') from e
         return
     try:
