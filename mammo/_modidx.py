@@ -537,6 +537,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mammo.gradcam._cell': ('gradcam.html#_cell', 'mammo/gradcam.py'),
                                'mammo.gradcam._lay': ('gradcam.html#_lay', 'mammo/gradcam.py'),
                                'mammo.gradcam._pools': ('gradcam.html#_pools', 'mammo/gradcam.py'),
+                               'mammo.gradcam._short': ('gradcam.html#_short', 'mammo/gradcam.py'),
                                'mammo.gradcam._start': ('gradcam.html#_start', 'mammo/gradcam.py'),
                                'mammo.gradcam.alike': ('gradcam.html#alike', 'mammo/gradcam.py'),
                                'mammo.gradcam.cam': ('gradcam.html#cam', 'mammo/gradcam.py'),

@@ -186,9 +186,14 @@ def choose_examples(task: Task,
     return pd.DataFrame(out, columns=['label', 'kind', 'column', 'sample_id', 'truth', 'answer', 'prob', 'pool', 'position'])
 
 # %% ../nbs/42_gradcam.ipynb #2aebf3d6
-def _cell(ax, r, picture: np.ndarray, heat: np.ndarray, cmap: str) -> None:
+def _cell(ax, r, short: dict[str, str], picture: np.ndarray, heat: np.ndarray, cmap: str) -> None:
     ax.imshow(overlay(picture, heat, cmap))
-    ax.set_title(f'true {r.truth}, said {r.answer} ({r.prob:.2f})' if len(r.truth) + len(r.answer) < 8 else f'true {r.truth}\nsaid {r.answer} ({r.prob:.2f})', fontsize=7)
+    ax.set_title(f'true {short[r.truth]}, said {short[r.answer]} ({r.prob:.2f})', fontsize=7)
+
+
+def _short(task: Task) -> dict[str, str]:
+    "What a class is called in a cell: its name, or its label where a name is too long."
+    return dict(zip(task.display, task.labels if max(map(len, task.display)) > 4 else task.display))
 
 # %% ../nbs/42_gradcam.ipynb #6f6adf64
 def grid(task: Task,
@@ -207,12 +212,12 @@ def grid(task: Task,
     fig = Figure(figsize=(1.45 * columns + .9, 1.95 * task.k + .5), layout='constrained')
     axes = fig.subplots(task.k, columns, squeeze=False)
     for ax in axes.ravel(): ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
-    for i, r in enumerate(table.itertuples()): _cell(axes[task.labels.index(r.label), r.column], r, pictures[i], heats[i], cmap)
+    for i, r in enumerate(table.itertuples()): _cell(axes[task.labels.index(r.label), r.column], r, _short(task), pictures[i], heats[i], cmap)
     for row, (label, name) in enumerate(zip(task.labels, task.display)):
-        axes[row, 0].set_ylabel(name, rotation=0, ha='right', va='center', fontsize=10)
+        axes[row, 0].set_ylabel(name if _short(task)[name] == name else f'{name}\n({label})', rotation=0, ha='right', va='center', fontsize=10)
         there = set(table.column[table.label == label])
         for c in set(range(columns)) - there: axes[row, c].text(.5, .5, f'no{" more" * (c % per > 0 and c - 1 in there)}\n{KINDS[list(KINDS)[c // per]]}\nanswer', ha='center', va='center', fontsize=7, color='0.4')
-    for k, what in enumerate(KINDS.values()): fig.text((.08 + (k + .5) * .84 / len(KINDS)), 1.005, what, ha='center', va='bottom', fontsize=9)
+    for k, what in enumerate(KINDS.values()): axes[0, k * per].annotate(what, (.5 + .53 * (per - 1), 1.16), xycoords='axes fraction', ha='center', va='bottom', fontsize=9, annotation_clip=False)
     fig.colorbar(ScalarMappable(cmap=cmap), ax=axes, shrink=.5, aspect=30, label="share of the map's maximum")
     if title: fig.supxlabel(title, fontsize=7)
     return fig
