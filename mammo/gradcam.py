@@ -217,9 +217,13 @@ def grid(task: Task,
         axes[row, 0].set_ylabel(name if _short(task)[name] == name else f'{name}\n({label})', rotation=0, ha='right', va='center', fontsize=10)
         there = set(table.column[table.label == label])
         for c in set(range(columns)) - there: axes[row, c].text(.5, .5, f'no{" more" * (c % per > 0 and c - 1 in there)}\n{KINDS[list(KINDS)[c // per]]}\nanswer', ha='center', va='center', fontsize=7, color='0.4')
-    for k, what in enumerate(KINDS.values()): axes[0, k * per].annotate(what, (.5 + .53 * (per - 1), 1.16), xycoords='axes fraction', ha='center', va='bottom', fontsize=9, annotation_clip=False)
     fig.colorbar(ScalarMappable(cmap=cmap), ax=axes, shrink=.5, aspect=30, label="share of the map's maximum")
     if title: fig.supxlabel(title, fontsize=7)
+    fig.suptitle(' ', fontsize=9)  # room for the headings, which stand above columns whose place the layout decides
+    fig.draw_without_rendering()
+    for k, what in enumerate(KINDS.values()):
+        left, right = (axes[0, c].get_position(original=True) for c in (k * per, (k + 1) * per - 1))
+        fig.text((left.x0 + right.x1) / 2, .995, what, ha='center', va='top', fontsize=9)
     return fig
 
 # %% ../nbs/42_gradcam.ipynb #75dcb0a6
