@@ -460,7 +460,7 @@ class ExploreConfig:
         if self.port > 65535: raise ConfigError(f'is {self.port}', 'Use 0 to 65535.', where='--port')
         if len(set(self.run)) < len(self.run): raise ConfigError('names a run twice', 'Give each once.', where='--run')
 
-
+# %% ../nbs/01_config.ipynb #e1f07a13
 @dataclass
 class GalleryConfig:
     "What `mammography gallery` is told."

@@ -90,7 +90,7 @@ function wanted(d) {
   const f = form.elements, words = f.search.value.toLowerCase().split(/\\s+/).filter(Boolean);
   return ['truth', 'answer', 'view', 'outcome'].every(k => !f[k].value || d[k] === f[k].value) && (!f.differ.checked || d.views === '1')
     && +d.prob >= (+f.low.value || 0) - 1e-4 && +d.prob <= (f.high.value === '' ? 1 : +f.high.value) + 1e-4
-    && words.every(w => /^#?\\d+$/.test(w) ? d.number === w.replace('#', '') : d.text.includes(w));
+    && words.every(w => /^#?\\d+$/.test(w) ? d.number === w.replace('#', '') : d.text.split(/[\\s,()]+/).some(t => w.length < 3 ? t === w : t.includes(w)));
 }
 function filter() {
   const by = orders[form.elements.order.value];
