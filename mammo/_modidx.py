@@ -168,6 +168,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'mammo.cases.fitted': ('cases.html#fitted', 'mammo/cases.py'),
                              'mammo.cases.fitted_shape': ('cases.html#fitted_shape', 'mammo/cases.py'),
                              'mammo.cases.pick': ('cases.html#pick', 'mammo/cases.py'),
+                             'mammo.cases.scale_bar': ('cases.html#scale_bar', 'mammo/cases.py'),
                              'mammo.cases.shrunk': ('cases.html#shrunk', 'mammo/cases.py'),
                              'mammo.cases.words': ('cases.html#words', 'mammo/cases.py')},
             'mammo.cli': { 'mammo.cli.DemoConfig': ('cli.html#democonfig', 'mammo/cli.py'),
@@ -1231,5 +1232,4 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mammo.viewer.bars': ('viewer.html#bars', 'mammo/viewer.py'),
                               'mammo.viewer.finished_runs': ('viewer.html#finished_runs', 'mammo/viewer.py'),
                               'mammo.viewer.run_names': ('viewer.html#run_names', 'mammo/viewer.py'),
-                              'mammo.viewer.scale_bar': ('viewer.html#scale_bar', 'mammo/viewer.py'),
                               'mammo.viewer.shown_on_page': ('viewer.html#shown_on_page', 'mammo/viewer.py')}}}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'COLUMNS', 'case_table', 'Wanted', 'pick', 'words', 'Kept', 'fitted_shape', 'fitted', 'shrunk', 'Screen',
-           'encoded', 'Comment', 'comments_in', 'add_comment']
+           'encoded', 'scale_bar', 'Comment', 'comments_in', 'add_comment']
 
 # %% ../nbs/59_cases.ipynb #47103798
 import csv
@@ -176,6 +176,15 @@ def encoded(picture: np.ndarray,             # (h, w) uint8
     out = io.BytesIO()
     Image.fromarray(shown).save(out, kind.upper(), **({'compress_level': 1} if kind == 'png' else {'quality': quality}))
     return out.getvalue()
+
+# %% ../nbs/59_cases.ipynb #9df6b629
+def scale_bar(cmap: str) -> str:   # HTML
+    "The colours from nothing to the map's maximum."
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+    if cmap not in colormaps: raise ConfigError(f'there is no colour map {cmap!r}', 'inferno, viridis and cividis are perceptually uniform.', where='--cmap')
+    colours = ','.join(to_hex(colormaps[cmap](x)) for x in np.linspace(0, 1, 9))
+    return f'<span style="display:inline-block;width:10em;height:.7em;background:linear-gradient(90deg,{colours})"></span> 0 to the maximum of each map'
 
 # %% ../nbs/59_cases.ipynb #bd9453bc
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .cases import Screen, case_table, encoded, words
+from .cases import Screen, case_table, encoded, scale_bar, words
 from .config import GalleryConfig, TrainConfig
 from .core import ConfigError, stable_hash
 from .evidence import NOTES
@@ -72,7 +72,7 @@ main{display:grid;grid-template-columns:repeat(auto-fill,minmax(21rem,1fr));gap:
 article{border:1px solid var(--line);border-radius:.4rem;padding:.6rem;content-visibility:auto;contain-intrinsic-size:21rem 20rem}
 article button{display:flex;gap:.3rem;padding:0;border:0;background:none;width:100%;cursor:zoom-in}
 article button:focus-visible{outline:3px solid Highlight}
-span{position:relative;flex:1;background:#000;display:block}
+button span,#large span{position:relative;flex:1;background:#000;display:block}
 span img{display:block;width:100%;height:15rem;object-fit:contain}
 span .heat{position:absolute;inset:0;opacity:var(--heat)}
 .right::before,.wrong::before{content:"";display:inline-block;width:.6em;height:.6em;border-radius:50%;margin-right:.4em;background:#0072b2}.wrong::before{background:#d55e00;border-radius:0}
@@ -108,12 +108,13 @@ function open(i) {
   $('#place').textContent = (at + 1) + ' of ' + seen.length;
   if (!box.open) box.showModal();
 }
-form.addEventListener('input', e => { if (e.target.name === 'heat') document.documentElement.style.setProperty('--heat', e.target.value); else filter(); });
-form.addEventListener('reset', () => setTimeout(() => { document.documentElement.style.setProperty('--heat', .75); filter(); }));
+function heat(v) { document.documentElement.style.setProperty('--heat', v); $('#large-heat').value = form.elements.heat.value = v; }
+form.addEventListener('input', e => { if (e.target.name === 'heat') heat(e.target.value); else filter(); });
+form.addEventListener('reset', () => setTimeout(() => { heat(.75); filter(); }));
 form.addEventListener('submit', e => e.preventDefault());
 main.addEventListener('click', e => { const c = e.target.closest('button') && e.target.closest('article'); if (c) open(seen.indexOf(c)); });
 $('#back').onclick = () => open(at - 1); $('#next').onclick = () => open(at + 1); $('#close').onclick = () => box.close();
-$('#large-heat').addEventListener('input', e => { document.documentElement.style.setProperty('--heat', e.target.value); form.elements.heat.value = e.target.value; });
+$('#large-heat').addEventListener('input', e => heat(e.target.value));
 box.addEventListener('keydown', e => { if (e.target.type === 'range') return; if (e.key === 'ArrowLeft') open(at - 1); if (e.key === 'ArrowRight') open(at + 1); });
 form.hidden = false; filter();
 '''
@@ -136,15 +137,16 @@ def page(shown: Look,
          cards: list[str],           # HTML, from `card`
          views: list[str],
          about: str,                 # One line on how the maps were made
+         cmap: str = 'inferno',
          ) -> str:
     "The whole page. Its own policy forbids any request but for the pictures beside it."
     name, policy = escape(shown.run.path.name), "default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; form-action 'none'; base-uri 'none'"
     n, patients = len(shown), shown.t.table.patient_key.nunique()
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><meta name="robots" content="noindex"><meta http-equiv="Content-Security-Policy" content="{policy}">'
-            f'<title>Gallery of {name}, {shown.role}</title><style>{STYLE}</style></head>\n<body><header><h1>Gallery of {name}, role {shown.role}</h1>'
+            f'<title>Gallery of {name}, {shown.role}</title><style>{STYLE}</style></head>\n<body><header><h1>{escape(shown.task.name.capitalize())}: gallery of {name}, role {shown.role}</h1>'
             f'<p>{len(cards)} of {n} images of {patients} patients, seed {shown.t.seed}. {escape(NOTES[shown.role])} Research software: nothing here is a diagnosis.</p><noscript><p>All images are below; filters need JavaScript.</p></noscript></header>\n{_form(shown, views)}<p id="count" role="status"></p>\n'
-            f'<main>\n' + '\n'.join(cards) + '\n</main>\n<dialog aria-label="One image"><div id="large"></div><p id="about"></p><nav><button type="button" id="back">◀ previous</button><button type="button" id="next">next ▶</button><span id="place" style="background:none;flex:0 1 auto" role="status"></span>'
-            f'<label>heat<input type="range" id="large-heat" min="0" max="1" step="0.05" value="0.75"></label><button type="button" id="close">close</button></nav></dialog>\n<footer><p>{escape(about)}</p></footer>\n<script>{SCRIPT}</script></body></html>\n')
+            f'<main>\n' + '\n'.join(cards) + '\n</main>\n<dialog aria-label="One image"><div id="large"></div><p id="about"></p><nav><button type="button" id="back">◀ previous</button><button type="button" id="next">next ▶</button><span id="place" role="status"></span>'
+            f'<label>heat<input type="range" id="large-heat" min="0" max="1" step="0.05" value="0.75"></label><button type="button" id="close">close</button></nav></dialog>\n<footer><p>{scale_bar(cmap)}</p><p>{escape(about)}</p></footer>\n<script>{SCRIPT}</script></body></html>\n')
 
 # %% ../nbs/62_gallery.ipynb #5b275e66
 BAKED = .85  # Opacity of the heat in the picture of a map; the page's own slider goes from none of it to all
@@ -180,5 +182,5 @@ def gallery(cfg: GalleryConfig,
     about = f'Maps: Grad-CAM at layer {cfg.layer} for the class that {"was said" if cfg.explain == "predicted" else "is true"}, each scaled to its own maximum, colours {cfg.cmap}. Model {shown.settings.model.arch}, {shown.settings.image.img_size} px, trained at commit {commit}. Numbers are places in the run\'s table of predictions.'
     cards = [card(r, task.display[label], empty, cfg.show_names) for r, (label, empty) in zip(table.itertuples(), maps)]
     out.write_json('gallery_data', {'made_from': made, 'run': shown.run.path.name, 'role': shown.role, 'n': len(table), 'of': len(shown), 'pictures': names})
-    with out.write('gallery', mode='w') as f: f.write(page(shown, cards, views, about))
+    with out.write('gallery', mode='w') as f: f.write(page(shown, cards, views, about, cfg.cmap))
     return out
