@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'DemoConfig', 'train_density', 'tune', 'predict', 'embed', 'embeddings_baselines', 'phantom', 'demo',
-           'seeds', 'validate', 'evidence', 'card', 'explore', 'gallery', 'usage', 'parse', 'main']
+           'seeds', 'validate', 'evidence', 'gradcam', 'report_pack', 'eval_export', 'card', 'explore', 'gallery',
+           'usage', 'parse', 'main']
 
 # %% ../nbs/63_cli.ipynb #a866df83
 import difflib
@@ -15,7 +16,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
-from .config import BaselinesConfig, CardConfig, EmbedConfig, EvidenceConfig, ExploreConfig, GalleryConfig, PhantomConfig, PredictConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
+from .config import BaselinesConfig, CardConfig, EmbedConfig, EvalExportConfig, EvidenceConfig, ExploreConfig, GalleryConfig, GradcamConfig, PhantomConfig, PredictConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
 from .core import ConfigError, DataError, MammoError
 
 # %% ../nbs/63_cli.ipynb #00ee7b5b
@@ -98,13 +99,35 @@ def evidence(cfg: EvidenceConfig) -> None:
     print(run.file('evidence_report').read_text(encoding='utf-8') + f'\n{run.path}/')
 
 
+def gradcam(cfg: GradcamConfig) -> None:
+    "where a run looks: examples, figures by class, agreement of seeds, audit"
+    from mammo.heatmaps import gradcam
+    from mammo.recipes.density import density_data
+    run, role = gradcam(cfg, density_data)
+    print(run.file('heat_report', role).read_text(encoding='utf-8') + f'\n{run.path}/')
+
+
+def report_pack(cfg: ReportPackConfig) -> None:
+    "figures and sections of an article from finished runs"
+    from mammo.recipes.density import density_data
+    from mammo.report import report_pack
+    for path in report_pack(cfg, density_data): print(path)
+
+
+def eval_export(cfg: EvalExportConfig) -> None:
+    "an evaluation as one folder and one zip, with hashes"
+    from mammo.evalexport import eval_export
+    out = eval_export(cfg)
+    print(f'{out.path}/\n{out.path}.zip')
+
+
 def card(cfg: CardConfig) -> None:
     "model card and CLAIM/TRIPOD+AI sheet of a run"
     from mammo.card import card
     run = card(cfg)
     for kind in ('card', 'sheet', 'sheet_table'): print(run.file(kind))
 
-
+# %% ../nbs/63_cli.ipynb #c7e1f0a1
 def explore(cfg: ExploreConfig) -> None:
     "look through a run's images and heat maps in the browser"
     from mammo.page import serve
@@ -122,6 +145,7 @@ COMMANDS = {'embed': (embed, EmbedConfig), 'embeddings-baselines': (embeddings_b
             'train-density': (train_density, TrainConfig), 'tune': (tune, TuneConfig), 'predict': (predict, PredictConfig),
             'phantom': (phantom, PhantomConfig), 'demo': (demo, DemoConfig),
             'seeds': (seeds, SeedsConfig), 'validate': (validate, ValidateConfig), 'evidence': (evidence, EvidenceConfig), 'card': (card, CardConfig),
+            'gradcam': (gradcam, GradcamConfig), 'report-pack': (report_pack, ReportPackConfig), 'eval-export': (eval_export, EvalExportConfig),
             'explore': (explore, ExploreConfig), 'gallery': (gallery, GalleryConfig)}
 
 # %% ../nbs/63_cli.ipynb #5a3f4f3a
@@ -137,7 +161,7 @@ def parse(cls: type,         # A configuration dataclass
           ) -> object:       # An instance of `cls`
     "Flags → configuration. Raises `ConfigError` with one clear line; `--help` prints and exits with 0."
     import tyro
-    argv, err, old = [a for a in argv if a != '--'], io.StringIO(), os.environ.get('COLUMNS')
+    argv, err, old = _gathered(cls, [a for a in argv if a != '--']), io.StringIO(), os.environ.get('COLUMNS')
     if not {'-h', '--help'} & set(argv): os.environ['COLUMNS'] = '2000'  # so that the sentence stays on one line
     try:
         with redirect_stderr(err): return tyro.cli(tyro.conf.OmitArgPrefixes[cls], args=argv, prog=prog)
@@ -147,6 +171,27 @@ def parse(cls: type,         # A configuration dataclass
     finally:
         if old is None: os.environ.pop('COLUMNS', None)
         else: os.environ['COLUMNS'] = old
+
+# %% ../nbs/63_cli.ipynb #24529905
+def _many(cls: type) -> set[str]:
+    "Flags that take several values."
+    inner = [f.default_factory for f in fields(cls) if is_dataclass(f.default_factory)]
+    return {flag(f.name) for f in fields(cls) if str(f.type).startswith('tuple')} | {n for i in inner for n in _many(i)}
+
+
+def _gathered(cls: type, argv: list[str]) -> list[str]:
+    "`--run A --run B` means the same as `--run A B`, for flags that take several values."
+    many, out, at, values = _many(cls), [], {}, None
+    for a in argv:
+        name, has, value = a.partition('=')
+        if name in many:
+            if name not in at: at[name] = []; out.append(name)
+            values = at[name]
+            if has: values.append(value)
+        elif a.startswith('--'): values = None; out.append(a)
+        elif values is None: out.append(a)
+        else: values.append(a)
+    return [part for a in out for part in (a, *at.get(a, ()))]
 
 # %% ../nbs/63_cli.ipynb #fb9c360f
 def _flags(cls: type) -> list[str]:

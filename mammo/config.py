@@ -75,7 +75,7 @@ class ImageConfig:
 @dataclass
 class BackboneConfig:
     "Which network, from which weights, and how its input is written."
-    arch: str = 'efficientnet_b0'       # Backbone by name, e.g. efficientnet_b0 resnet50 densenet121 efficientnet_v2_s mobilenet_v2
+    arch: str = 'efficientnet_b0'       # Backbone by name, e.g. efficientnet_b0 resnet50 densenet121 efficientnet_v2_s mobilenet_v2 vit_b_16
     weights: str = 'default'            # default (torchvision's ImageNet weights), none, or a file
     channels: Literal[1, 3] = 3         # 3 repeats the grey image; 1 adds up the first filters over the colours, which gives slightly other features
     input_spec: Path | None = None      # JSON with mean, std, range for a weights file; default: a .json beside it, else torchvision's record

@@ -45,10 +45,12 @@ def make_encoder(cfg: BackboneConfig,       # Architecture, weights, channels
                  precision: str = 'fp32',   # `fp32` or `bf16`
                  seed: int = 42,            # Of random weights
                  ) -> tuple[Encoder, dict]:
-    "A frozen network up to its global pooling, and the record of its weights."
+    "A frozen network up to its pooling, and the record of its weights. Raises `ConfigError` for a size that it cannot take."
+    row = backbone(cfg.arch)
+    row.patches(img_size)
     fabric, w = make_fabric(device, precision), find_weights(cfg)
     torch.manual_seed(seed)
-    model = build(backbone(cfg.arch), 1, state=w.state, channels=cfg.channels).open(0).eval()
+    model = build(row, 1, state=w.state, channels=cfg.channels).open(0).eval()
     spec = replace(w.spec, size=img_size)
     return Encoder(model, spec, fabric), w.record | {'input_spec': spec.to_dict()}
 

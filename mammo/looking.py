@@ -20,11 +20,12 @@ from .config import TrainConfig
 from .core import ConfigError, RunError, Task
 from .evidence import Pictures, role_of, run_settings
 from .fusion import Side, load_features, rows_of, same_extraction
-from .gradcam import FINAL, heat_maps, layer_names
+from .gradcam import FINAL, layer_names
 from .ingest import open_pixels
 from .loading import Images
 from .manifest import DataSet
 from .pipeline import answer, cache_folder, chosen, load_run, prep_of, read_options
+from .rollout import map_kind, maps_of
 from .runs import RunDir
 from .seeds import Training, find_training, read_training
 from .subgroups import rows_in
@@ -50,6 +51,9 @@ class Look:
 
     @property
     def task(self) -> Task: return self.t.task
+
+    @property
+    def method(self) -> str: return map_kind(next(iter(self.learners.values())).model)
 
     @property
     def probs(self) -> np.ndarray: return self.t.table[self.task.prob_columns].to_numpy()  # (N, K)
@@ -81,7 +85,7 @@ def _maps(self: Look,
     for v, learner in self.learners.items():
         mine = np.flatnonzero((view == v) | both)
         if not len(mine) and len(at): continue
-        for layer, m in heat_maps(learner, self.images, at[mine].tolist(), classes[mine].tolist(), layers).items():
+        for layer, m in maps_of(learner, self.images, at[mine].tolist(), classes[mine].tolist(), layers).items():
             whole = out.setdefault(layer, np.zeros((len(at), *m.shape[1:]), np.float32))
             whole[mine] += m / np.where(both[mine], len(self.learners), 1)[:, None, None]
     return out
@@ -96,22 +100,31 @@ def _onto(self: Look,
     return map_back(heat, self.affines[i], shape, self.settings.image.img_size)
 
 
+def _small(self: Look,
+           i: int,
+           longest: int = 640,   # Long side of what is given back, pixels
+           ) -> tuple[np.ndarray, np.ndarray]:  # (H, W) float32 in [0, 1], and its own affine (3, 3) to the model's square
+    "The stored picture at a size for eyes, by area means."
+    picture = self.picture(i)
+    k = max(1, max(picture.shape) / longest)
+    size = tuple(max(1, round(n / k)) for n in picture.shape)
+    grey = picture if k == 1 else np.asarray(Image.fromarray(picture).resize(size[::-1], Image.BOX))
+    sy, sx = (a / b for a, b in zip(picture.shape, size))
+    grow = np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]])  # pixel centres of the small picture in the large one
+    return grey, self.affines[i] @ grow
+
+
 def _shown(self: Look,
            i: int,
            heat: np.ndarray | None = None,   # (h, w), any map of the whole square
            longest: int = 640,               # Long side of what is given back, pixels
            ) -> tuple[np.ndarray, np.ndarray | None]:  # The picture and the map on it, both (H, W) float32
-    "The stored picture at a size for eyes, by area means, and the map at the same place of it."
-    picture = self.picture(i)
-    k = max(1, max(picture.shape) / longest)
-    small = tuple(max(1, round(n / k)) for n in picture.shape)
-    grey = picture if k == 1 else np.asarray(Image.fromarray(picture).resize(small[::-1], Image.BOX))
-    sy, sx = (a / b for a, b in zip(picture.shape, small))
-    grow = np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]])  # pixel centres of the small picture in the large one
-    return grey, None if heat is None else map_back(heat, self.affines[i] @ grow, small, self.settings.image.img_size)
+    "The picture at a size for eyes, and the map at the same place of it."
+    grey, affine = self.small(i, longest)
+    return grey, None if heat is None else map_back(heat, affine, grey.shape, self.settings.image.img_size)
 
 
-Look.layers, Look.maps, Look.onto, Look.shown = _layers, _maps, _onto, _shown
+Look.layers, Look.maps, Look.onto, Look.small, Look.shown = _layers, _maps, _onto, _small, _shown
 
 # %% ../nbs/49_looking.ipynb #15613d10
 def _side(own: TrainConfig, rows: pd.DataFrame, wanted: dict | None) -> Side | None:

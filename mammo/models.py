@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models as tv
 
@@ -29,9 +30,12 @@ class Backbone:
     stages: tuple[tuple[str, ...], ...]    # Dotted names of torchvision's modules, stage by stage
     width: int                             # Length of the pooled feature vector
     relu: bool = False                     # DenseNet applies a ReLU between its last norm and the pooling
+    patch: int = 0                         # Side of a transformer's patches, pixels; its stages give tokens, and its class token is what is pooled. 0 for maps and their mean
 
-    @property
-    def cam_layer(self) -> str: return f'stages.{len(self.stages) - 1}'  # The layer that Grad-CAM looks at
+    def patches(self, size: int) -> int:  # 0 for a row without patches
+        "How many patches lie along a side of the input. Raises `ConfigError` for a side that ends within one."
+        if self.patch and size % self.patch: raise ConfigError(f'is {size}, and {self.name} cuts images into patches of {self.patch} px', f'Use a multiple of {self.patch}.', where='--img-size')
+        return size // self.patch if self.patch else 0
 
 # %% ../nbs/20_models.ipynb #e274f35d
 def _features(n: int, last: int) -> tuple[tuple[str, ...], ...]:
@@ -43,6 +47,12 @@ _RESNET = (('conv1', 'bn1', 'relu', 'maxpool'), ('layer1',), ('layer2',), ('laye
 _DENSENET = (tuple(f'features.{m}' for m in ('conv0', 'norm0', 'relu0', 'pool0')),
              *((f'features.denseblock{i}', f'features.transition{i}') for i in (1, 2, 3)), ('features.denseblock4', 'features.norm5'))
 
+
+def _vit(n: int) -> tuple[tuple[str, ...], ...]:
+    "Stages of a vision transformer of n layers; `tokens` is made by `Staged`."
+    layers = [(f'encoder.layers.encoder_layer_{i}',) for i in range(n)]
+    return ('tokens', 'encoder.dropout'), *layers[:-1], (*layers[-1], 'encoder.ln')
+
 # %% ../nbs/20_models.ipynb #acdcfefb
 BACKBONES = {b.name: b for b in (
     Backbone('efficientnet_b0', _features(9, 2), 1280),
@@ -52,6 +62,7 @@ BACKBONES = {b.name: b for b in (
     Backbone('resnet18', _RESNET, 512),
     Backbone('resnet50', _RESNET, 2048),
     Backbone('densenet121', _DENSENET, 1024, relu=True),
+    Backbone('vit_b_16', _vit(12), 768, patch=16),
 )}
 
 # %% ../nbs/20_models.ipynb #6c3bf61e
@@ -64,25 +75,50 @@ def backbone(name: str,    # In any spelling
     raise ConfigError(f'no backbone is called {name!r}', f'Known are {", ".join(BACKBONES)}.', where='--arch')
 
 # %% ../nbs/20_models.ipynb #53a41e25
+class _Tokens(nn.Module):
+    "The first stage of a transformer: (N, C, S, S) → (N, 1 + patches, width), the class token in front, positions added."
+    def __init__(self, row: Backbone, body: nn.Module):
+        super().__init__()
+        self.row, self.conv_proj, self.class_token, self.pos_embedding = row, body.conv_proj, body.class_token, body.encoder.pos_embedding
+
+    def positions(self, h: int, w: int) -> Tensor:
+        "Embeddings of the class token and of h × w patches, as torchvision's `interpolate_embeddings` makes them from those that were learned."
+        own = round((self.pos_embedding.shape[1] - 1) ** .5)
+        if (h, w) == (own, own): return self.pos_embedding
+        token, grid = self.pos_embedding.tensor_split([1], 1)
+        grid = F.interpolate(grid.transpose(1, 2).unflatten(2, (own, own)), (h, w), mode='bicubic', align_corners=True)
+        return torch.cat([token, grid.flatten(2).transpose(1, 2)], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = (self.row.patches(side) for side in x.shape[2:])
+        x = self.conv_proj(x).flatten(2).transpose(1, 2)
+        return torch.cat([self.class_token.expand(len(x), -1, -1), x], 1) + self.positions(h, w)
+
+# %% ../nbs/20_models.ipynb #755c4b37
 class Staged(nn.Module):
-    "Numbered stages and global average pooling. The first `frozen` stages neither learn nor change."
+    "Numbered stages and pooling. The first `frozen` stages neither learn nor change."
     def __init__(self, row: Backbone, body: nn.Module):
         super().__init__()
         self.row, self.frozen, self.freeze_bn = row, 0, False
+        if row.patch: body.tokens = _Tokens(row, body)
         self.stages = nn.ModuleList(nn.Sequential(*map(body.get_submodule, names)) for names in row.stages)
         self.act = nn.ReLU() if row.relu else nn.Identity()
 
+    def pool(self, h: Tensor) -> Tensor:
+        "Features (N, width) of what stands in front of the pooling: the mean of maps (N, width, h, w), or the class token of tokens (N, T, width)."
+        return h[:, 0] if self.row.patch else h.mean((2, 3))
+
     def trunk(self, x: Tensor) -> Tensor:
-        "What the frozen stages make of the input (N, C, S, S): maps (N, c, h, w), or pooled features (N, width) where all stages are frozen."
+        "What the frozen stages make of the input (N, C, S, S): maps (N, c, h, w), tokens (N, T, c), or features (N, width) where all stages are frozen."
         with torch.no_grad():
             for s in self.stages[:self.frozen]: x = s(x)
-            return self.act(x).mean((2, 3)) if self.frozen == len(self.stages) else x
+            return self.pool(self.act(x)) if self.frozen == len(self.stages) else x
 
     def pooled(self, h: Tensor) -> Tensor:
         "Pooled features (N, width) of what `trunk` gave."
         if h.ndim == 2: return h
         for s in self.stages[self.frozen:]: h = s(h)
-        return self.act(h).mean((2, 3))
+        return self.pool(self.act(h))
 
     def features(self, x: Tensor) -> Tensor:
         "Pooled features (N, width) of model input."
@@ -142,7 +178,7 @@ def _one_channel(body: nn.Module) -> None:
     setattr(body.get_submodule(parent), leaf, grey)
 
 
-def _head_keys(body: nn.Module) -> set[str]: return {k for k in body.state_dict() if k.startswith(('classifier.', 'fc.'))}
+def _head_keys(body: nn.Module) -> set[str]: return {k for k in body.state_dict() if k.startswith(('classifier.', 'fc.', 'heads.'))}
 
 
 def _load_body(body: nn.Module, state: dict[str, Tensor], row: Backbone) -> None:
@@ -177,13 +213,13 @@ def norms_are_folded(state: dict[str, Tensor]) -> bool:
 def param_groups(model: Classifier,        # After `open`
                  lr: float,                # Of the head
                  backbone_lr: float,       # Of open stages
-                 weight_decay: float = 0,  # For tensors of two and more dimensions
+                 weight_decay: float = 0,  # For matrices (2 dimensions) and filters (4)
                  ) -> list[dict]:          # For a torch optimiser; each with a `name`
     "Open weights by learning rate and decay."
     groups = []
     for name, rate, parts in (('head', lr, [model.head]), ('backbone', backbone_lr, list(model.stages))):
         ps = [p for m in parts for p in m.parameters() if p.requires_grad]
-        for decay, some in ((weight_decay, [p for p in ps if p.ndim > 1]), (0., [p for p in ps if p.ndim <= 1])):
+        for decay, some in ((weight_decay, [p for p in ps if p.ndim in (2, 4)]), (0., [p for p in ps if p.ndim not in (2, 4)])):
             if some: groups.append({'name': name, 'params': some, 'lr': rate, 'weight_decay': decay})
     return groups
 
@@ -268,6 +304,7 @@ def _with_record(cfg, row, file, source):
 def make_model(cfg: ModelConfig, out_dim: int, img_size: int) -> tuple[Classifier, InputSpec, dict]:
     "A classifier with its open stages set, the input it wants, and where its weights come from."
     row, w = backbone(cfg.arch), find_weights(cfg)
+    row.patches(img_size)
     if not 0 <= cfg.dropout < 1: raise ConfigError(f'is {cfg.dropout}', 'Use 0 or more and less than 1.', where='--dropout')
     model = build(row, out_dim, cfg.dropout, w.state, cfg.channels)
     if (n := cfg.open_stages() or 0) > len(model.stages): raise ConfigError(f'is {n}, and {row.name} has {len(model.stages)} stages', 'Leave it out to train all of them.', where='--unfreeze-last')

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'TITLES', 'WHY', 'sd_interval', 'seed_draws', 'draw_seeds', 'variance_parts', 'agreement', 'Training',
-           'find_training', 'read_training', 'collect', 'seeds_table', 'verdict', 'open_folder', 'seeds', 'draw']
+           'find_training', 'read_training', 'collect', 'seeds_table', 'verdict', 'seed_figures', 'open_folder',
+           'seeds', 'draw']
 
 # %% ../nbs/45_seeds.ipynb #fc5f7d72
 import math
@@ -249,13 +250,21 @@ def _remarks(used: list[Training], figures: dict) -> list[str]:
     if any(t.run.has('cv_summary') for t in used): out.append('Cross-validation: figures of all out-of-fold answers, AUROC within folds.')
     return out
 
-
-def _variance(used: list[Training], n_boot: int, seed: int) -> tuple[dict, dict | None]:
-    "Parts of the variance by figure, None where one run lacks it; and the agreement of at least two."
+# %% ../nbs/45_seeds.ipynb #884f9de8
+def seed_figures(used: list[Training],   # On the same images
+                 n_boot: int = 2000,
+                 seed: int = 0,
+                 ) -> dict:              # Figure → `variance_parts`, None where one run lacks it
+    "Spread over seeds beside the uncertainty of the patients, for each figure that is shown."
     t = used[0].table
     draws = seed_draws([u.answers for u in used], t.target.to_numpy(), t.patient_key, n_boot, seed)
-    parts = {f: variance_parts(draws[:, :, FIGURES.index(f)], seed) if np.isfinite(draws[:, 0, FIGURES.index(f)]).all() else None for f in SHOWN}
-    return parts, agreement([u.table.decoded.to_numpy() for u in used], used[0].task.k, t.patient_key, n_boot, seed) if len(used) > 1 else None
+    return {f: variance_parts(draws[:, :, FIGURES.index(f)], seed) if np.isfinite(draws[:, 0, FIGURES.index(f)]).all() else None for f in SHOWN}
+
+
+def _agreement(used: list[Training], n_boot: int, seed: int) -> dict | None:
+    "Of at least two."
+    t = used[0].table
+    return agreement([u.table.decoded.to_numpy() for u in used], used[0].task.k, t.patient_key, n_boot, seed) if len(used) > 1 else None
 
 # %% ../nbs/45_seeds.ipynb #73456b21
 def _run_rows(table: pd.DataFrame) -> list[str]:
@@ -308,7 +317,7 @@ def seeds(cfg: SeedsConfig) -> RunDir:   # The folder of the report
     used, rows = collect(runs, role, cfg.allow_different_data)
     out = open_folder(cfg.out, 'seeds', made := stable_hash([role, [(str(t.run.path), t.images, t.seed) for t in used]]), cfg.overwrite)
     same = len({t.images for t in used}) == 1
-    figures, agree = _variance(used, cfg.n_boot, cfg.boot_seed) if same else ({}, None)
+    figures, agree = (seed_figures(used, cfg.n_boot, cfg.boot_seed), _agreement(used, cfg.n_boot, cfg.boot_seed)) if same else ({}, None)
     table, t = seeds_table(used, rows), used[0].table
     note = {'val': 'Selection set: its images chose the epochs, the figures are optimistic and no claim.', 'test': 'Nothing before the evaluation has seen these images.'}[role]
     if not same: note = 'The runs were scored on different images: mean and deviation mix the luck of training and of patients, and nothing more can be said.'
