@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+sync_api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: pip install playwright')
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason='chromium is not installed: apt-get install chromium')
 
 
 @pytest.fixture(scope='module')
@@ -38,8 +40,6 @@ def secrets(runs, study):
 @pytest.fixture(scope='module')
 def chromium():
     "A browser."
-    sync_api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: pip install playwright')
-    if not CHROMIUM: pytest.skip('chromium is not installed: apt-get install chromium')
     with sync_api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
         yield browser
