@@ -1120,6 +1120,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mammo.report.to_markdown': ('report.html#to_markdown', 'mammo/report.py'),
                               'mammo.report.to_tex': ('report.html#to_tex', 'mammo/report.py')},
             'mammo.rollout': { 'mammo.rollout._mixed': ('rollout.html#_mixed', 'mammo/rollout.py'),
+                               'mammo.rollout._reached': ('rollout.html#_reached', 'mammo/rollout.py'),
                                'mammo.rollout.attention': ('rollout.html#attention', 'mammo/rollout.py'),
                                'mammo.rollout.map_kind': ('rollout.html#map_kind', 'mammo/rollout.py'),
                                'mammo.rollout.maps_of': ('rollout.html#maps_of', 'mammo/rollout.py'),

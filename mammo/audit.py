@@ -8,7 +8,7 @@ __all__ = ['MUSCLE', 'CRITERIA', 'TRUSTED', 'NOT_TRUSTED', 'UNCLEAR', 'random_tw
            'faithfulness', 'border', 'lift', 'truth_overlap', 'to_square', 'muscle_on_square', 'read_mask',
            'read_masks', 'patient_means', 'Criterion', 'overall', 'audit', 'audit_figure']
 
-# %% ../nbs/43_audit.ipynb #ab2f81b8
+# %% ../nbs/43_audit.ipynb #799cb4d2
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
@@ -32,7 +32,7 @@ from .models import build
 from .runs import json_ready
 from .training import Learner
 
-# %% ../nbs/43_audit.ipynb #f22e7208
+# %% ../nbs/43_audit.ipynb #ed4fea9f
 def random_twin(learner: Learner,
                 seed: int = 0,
                 ) -> Learner:     # On the same device; nothing is shared
@@ -69,7 +69,7 @@ def shuffled(learner: Learner,
         for p in model.parameters(): p.copy_(p.flatten()[torch.randperm(p.numel(), generator=g).to(p.device)].view_as(p))
     return replace(learner, model=model.eval())
 
-# %% ../nbs/43_audit.ipynb #b69d97f8
+# %% ../nbs/43_audit.ipynb #b033a5f4
 def randomisation(learner: Learner,
                   images: Images,
                   at: Sequence[int],        # (N,) positions
@@ -88,7 +88,7 @@ def randomisation(learner: Learner,
     if len(at) > 1: rows += [('another image', n, *alike(a, b, m)) for n, a, b, m in zip(names, own, np.roll(own, 1, 0), masks)]
     return pd.DataFrame(rows, columns=['step', 'sample_id', 'rho', 'iou'])
 
-# %% ../nbs/43_audit.ipynb #f9f0b89e
+# %% ../nbs/43_audit.ipynb #0ae81ed6
 def _check_set(images: Images, at: Sequence[int], classes: Sequence[int], masks: np.ndarray) -> list[str]:
     "The names of the images that are audited. Raises `DataError` for what does not go together."
     size = images.pixels[0].shape if len(images) else None
@@ -97,7 +97,7 @@ def _check_set(images: Images, at: Sequence[int], classes: Sequence[int], masks:
     if not (filled := masks.sum((1, 2)) >= 25).all(): raise DataError(f'{(~filled).sum()} of {len(masks)} images have no breast of 25 pixels', 'Leave them out.', where='audit')
     return [images.names[int(i)] for i in at]
 
-# %% ../nbs/43_audit.ipynb #8ee929c9
+# %% ../nbs/43_audit.ipynb #a0a40fd1
 def ranks(heat: np.ndarray,    # (S, S)
           mask: np.ndarray,    # (S, S) bool: the pixels that are ordered
           ties: np.ndarray,    # (S, S) decides where heat is equal; the larger goes first
@@ -139,7 +139,7 @@ def blurred(img: Tensor, where: np.ndarray, sigma: float) -> Tensor:
         x[m] = (ndi.gaussian_filter(x * m, sigma) / np.maximum(ndi.gaussian_filter(m.astype(np.float32), sigma), 1e-6))[m]
     return out
 
-# %% ../nbs/43_audit.ipynb #2534674b
+# %% ../nbs/43_audit.ipynb #b66022c8
 def chance_of(learner: Learner,
               img: Tensor,               # (N, 1, S, S) grey in [0, 1]
               classes: Sequence[int],    # (N,)
@@ -178,7 +178,7 @@ def area_under(curves: np.ndarray, shares: np.ndarray) -> np.ndarray:  # (N,) fr
     "Mean height of each curve."
     return np.trapezoid(curves, shares, axis=-1)
 
-# %% ../nbs/43_audit.ipynb #f0c57d35
+# %% ../nbs/43_audit.ipynb #0960ce2b
 def faithfulness(learner: Learner,
                  images: Images,
                  at: Sequence[int],
@@ -203,7 +203,7 @@ def faithfulness(learner: Learner,
         found = {name: [curve(learner, a, b, o, classes, shares, side, batch_size, bar) for o in all_orders] for name, a, b in (('deletion', img, flat), ('insertion', soft, img))}
     return {'shares': shares} | {name: c[0] for name, c in found.items()} | {f'{name}_random': np.mean(c[1:], 0) for name, c in found.items()}
 
-# %% ../nbs/43_audit.ipynb #90bae2b7
+# %% ../nbs/43_audit.ipynb #5f0d5912
 MUSCLE = .5  # Confidence below which a muscle is not used; floor 14 says how it was measured
 
 
@@ -235,7 +235,7 @@ def truth_overlap(heat: np.ndarray,    # (S, S)
     p, hot = float(own.mean()), hottest(x, own.mean())
     return float((hot & own).sum() / (hot | own).sum()), p / (2 - p), float(x[own].sum() / x.sum()) if x.sum() > 0 else float('nan')
 
-# %% ../nbs/43_audit.ipynb #dd0de534
+# %% ../nbs/43_audit.ipynb #9ae7a3d5
 def to_square(mask: np.ndarray,     # (H, W) bool on the stored picture
               affine: np.ndarray,   # (3, 3) from `prepare`
               size: int,            # Of the model's square
@@ -261,7 +261,7 @@ def muscle_on_square(img: np.ndarray,      # (H, W) float in [0, 1], as stored
     found, sure = pectoral_mask(img, mask) if mask.any() else (mask, 0.)
     return (to_square(found, affine, size) if sure >= MUSCLE and found.any() else np.zeros((size, size), bool)), sure
 
-# %% ../nbs/43_audit.ipynb #cb908f5d
+# %% ../nbs/43_audit.ipynb #68a1e9da
 def read_mask(folder: str | Path,
               name: str,                # `sample_id`
               shape: tuple[int, int],   # Rows and columns of the stored picture
@@ -295,7 +295,7 @@ def read_masks(folder: str | Path,
         rows.append((name, not why, why))
     return out, pd.DataFrame(rows, columns=['sample_id', 'ok', 'reason'])
 
-# %% ../nbs/43_audit.ipynb #4a12e194
+# %% ../nbs/43_audit.ipynb #8bf8ad3f
 def patient_means(values: np.ndarray,             # (N,) or (N, M); NaN is left out
                   patients: Iterable | None,      # (N,) keys; None: every image is a patient of her own
                   n_boot: int = 1000,
@@ -312,7 +312,7 @@ def patient_means(values: np.ndarray,             # (N,) or (N, M); NaN is left 
     ends = [np.quantile(s[np.isfinite(s)], [.025, .975]) if ok and np.isfinite(s).any() else (np.nan, np.nan) for s, ok in zip(spread.T, several)]
     return point, np.array(ends), known.sum(0)
 
-# %% ../nbs/43_audit.ipynb #3d2aa8bf
+# %% ../nbs/43_audit.ipynb #5d5160b3
 @dataclass(frozen=True)
 class Criterion:
     "One figure of the audit, the bar it must keep to, and what either side means."
@@ -333,13 +333,13 @@ class Criterion:
 
 
 CRITERIA = (
-    Criterion('rho_random', .5, False, 'With random weights the maps become others: they show something that was learned.', 'With random weights the maps stay much as they were: they do not show what was learned.'),
-    Criterion('deletion_gain', .02, True, 'Taking away the hottest tissue moves the answer sooner than a random order does.', 'Taking away the hottest tissue moves the answer no sooner than a random order does: the maps do not say what the answer rests on.'),
-    Criterion('insertion_gain', .02, True, 'Putting back the hottest tissue brings the answer back sooner than a random order does.', 'Putting back the hottest tissue brings the answer back no sooner than a random order does.'),
-    Criterion('breast_fall', .1, True, 'Without the structure of the breast the answer is lost.', 'Without the structure of the breast the model says the same: it reads something else.'),
-    Criterion('rest_fall', .1, False, 'Without everything outside of the breast the answer stays.', 'Without everything outside of the breast the answer is lost: the model reads something there.'),
-    Criterion('lift', .1, True, 'Heat gathers in the breast.', 'Heat does not gather in the breast.'),
-    Criterion('lift_marker', .1, False, 'Heat does not gather on the marker.', 'Heat gathers on the marker.'),
+    Criterion('rho_random', .47, False, 'With random weights the maps become others: they show something that was learned.', 'With random weights the maps stay much as they were: they do not show what was learned.'),
+    Criterion('deletion_gain', None, True, 'Taking away the hottest tissue moves the answer sooner than a random order does.', 'Taking away the hottest tissue moves the answer no sooner than a random order does: the maps do not say what the answer rests on.'),
+    Criterion('insertion_gain', None, True, 'Putting back the hottest tissue brings the answer back sooner than a random order does.', 'Putting back the hottest tissue brings the answer back no sooner than a random order does.'),
+    Criterion('breast_fall', .17, True, 'Without the structure of the breast the answer is lost.', 'Without the structure of the breast the model says the same: it reads something else.'),
+    Criterion('rest_fall', .25, False, 'Without everything outside of the breast the answer stays.', 'Without everything outside of the breast the answer is lost: the model reads something there.'),
+    Criterion('lift', .01, True, 'Heat gathers in the breast.', 'Heat does not gather in the breast.'),
+    Criterion('lift_marker', .0, False, 'Heat does not gather on the marker.', 'Heat gathers on the marker.'),
 )
 TRUSTED, NOT_TRUSTED, UNCLEAR = 'can be trusted', 'not to be trusted', 'cannot be told'
 
@@ -350,7 +350,7 @@ def overall(verdicts: Sequence[str],   # One a criterion
     if odd := set(verdicts) - {'holds', 'fails', 'unclear', 'no bar'}: raise ConfigError(f'unknown verdicts {sorted(odd)}', where='audit')
     return NOT_TRUSTED if 'fails' in verdicts else TRUSTED if set(verdicts) - {'no bar'} == {'holds'} else UNCLEAR
 
-# %% ../nbs/43_audit.ipynb #887cc783
+# %% ../nbs/43_audit.ipynb #3ce51b70
 def _region_columns(heat: np.ndarray, masks: np.ndarray, regions: dict[str, np.ndarray]) -> pd.DataFrame:
     "Heat, area and lift of each region, and for those of the caller the overlap with them as truth. What is empty is NaN."
     frame, rows = border(masks.shape[-1]), []
@@ -368,9 +368,10 @@ def _what_is_needed(learner: Learner, images: Images, at: Sequence[int], classes
     "Probability of the class with the picture, without the structure of the breast, and without that of the rest."
     img, side = pictures(images, at), images.beside(torch.as_tensor(np.asarray(at)))
     p, breast, rest = (chance_of(learner, x, classes, side, batch_size) for x in (img, flattened(img, masks), flattened(img, ~masks)))
+    rest[[not x[torch.from_numpy(~m)].any() for x, m in zip(img[:, 0], masks)]] = np.nan  # all black already: nothing to take away
     return pd.DataFrame({'prob': p, 'prob_without_breast': breast, 'prob_without_rest': rest, 'breast_fall': p - breast, 'rest_fall': p - rest})
 
-# %% ../nbs/43_audit.ipynb #e84b6d15
+# %% ../nbs/43_audit.ipynb #0145f960
 def audit(learner: Learner,
           images: Images,
           at: Sequence[int],                         # (N,) positions
@@ -398,7 +399,7 @@ def audit(learner: Learner,
     table = table.join(_what_is_needed(learner, images, at, classes, masks, batch_size)).join(_game_columns(games)).join(_likeness_columns(stay, names)).join(_region_columns(heat, masks, regions))
     return table, _summary(table, stay, games, list(regions), patients, {'layer': layer, 'seed': seed, 'steps': steps, 'orders': orders, 'n_boot': n_boot, 'blank_maps': int((heat.max((1, 2)) == 0).sum())})
 
-# %% ../nbs/43_audit.ipynb #938e0c26
+# %% ../nbs/43_audit.ipynb #2a8ea1df
 def _game_columns(games: dict[str, np.ndarray]) -> pd.DataFrame:
     "Areas under the four curves of each image, and what the map gains over the random orders; positive is better."
     a = {name: area_under(c, games['shares']) for name, c in games.items() if name != 'shares'}
@@ -432,7 +433,7 @@ def _judged(table: pd.DataFrame, patients: Iterable | None, how: dict) -> dict[s
         out[c.column] = figure | {'bar': c.bar, 'good_side': 'above' if c.above else 'below', 'verdict': verdict, 'sentence': said}
     return out
 
-# %% ../nbs/43_audit.ipynb #d80856d4
+# %% ../nbs/43_audit.ipynb #bb954709
 def _summary(table: pd.DataFrame, stay: pd.DataFrame, games: dict[str, np.ndarray], regions: list[str], patients: Iterable | None, how: dict) -> dict:
     "What is said of the model, JSON-ready; unknown values are None."
     patients = None if patients is None else list(patients)
@@ -448,7 +449,7 @@ def _summary(table: pd.DataFrame, stay: pd.DataFrame, games: dict[str, np.ndarra
            'cascade': {'steps': order} | _told(wide[order].to_numpy(), patients, how)}
     return json_ready(out)
 
-# %% ../nbs/43_audit.ipynb #748b8ba7
+# %% ../nbs/43_audit.ipynb #6fbe1f2c
 def _band(ax, x, told: dict, label: str, **style) -> None:
     "A line of means with its band; no band where there is none."
     mean, ends = np.array(told['mean'], float), np.array(told['interval'], float).reshape(-1, 2)
@@ -463,7 +464,7 @@ def _game(ax, curves: dict, name: str, what: str) -> None:
     ax.set(title=name.capitalize(), xlabel=f'breast pixels {what}, %', xlim=(0, 100), ylim=(0, 1.02))
     ax.legend(fontsize=7, frameon=False, loc='best')
 
-# %% ../nbs/43_audit.ipynb #eb6969a5
+# %% ../nbs/43_audit.ipynb #fb043f44
 def audit_figure(summary: dict,   # From `audit`
                  title: str = '',
                  ):               # `matplotlib.figure.Figure`
@@ -481,7 +482,7 @@ def audit_figure(summary: dict,   # From `audit`
     _band(three, x, learned, 'same image, random weights', color='tab:blue', marker='o', markersize=3)
     every = max(1, -(-len(x) // 8))
     names = ['none', *(s.removeprefix('stages.') for s in steps)]
-    three.set(title='Random weights', xlabel='random from the head down to stage', ylabel='rank correlation with the map', ylim=(min(-.3, *(v for v in learned['mean'] if v is not None)) - .05, 1.05), xticks=x[::every], xticklabels=names[::every])
+    three.set(title='Random weights', xlabel='random from the head down to stage', ylabel='rank correlation with the map', ylim=(min(-.3, *(v[0] for v in learned['interval'] if v[0] is not None)) - .05, 1.05), xticks=x[::every], xticklabels=names[::every])
     three.legend(fontsize=7, frameon=False)
     for ax in (one, two, three): ax.spines[['top', 'right']].set_visible(False)
     people = '' if summary['n_patients'] is None else f' of {summary["n_patients"]} patients'

@@ -41,6 +41,14 @@ def _mixed(a: Tensor,   # (N, heads, T, T)
     return a / a.sum(-1, keepdim=True)
 
 
+def _reached(steps: Sequence[Tensor],   # (N, T, T) of each layer, from the first
+             ) -> Tensor:               # (N, T - 1)
+    "The class token's row of the product, without its own share."
+    row = steps[-1][:, :1]
+    for a in reversed(steps[:-1]): row = row @ a
+    return row[:, 0, 1:]
+
+
 def rollout(model: Classifier,
             x: Tensor,                        # (N, C, S, S) model input
             layers: Sequence[str] = (FINAL,),
@@ -50,15 +58,14 @@ def rollout(model: Classifier,
     if not model.row.patch: raise ConfigError(f'is for transformers, and {model.row.name} gives maps', 'Use Grad-CAM, mammo.gradcam.', where='attention rollout')
     if heads not in HEADS: raise ConfigError(f'heads is {heads!r}', f'Use one of {", ".join(HEADS)}.', where='attention rollout')
     need_layers(model, layers)
-    grid, found = [model.row.patches(side) for side in x.shape[2:]], {}
+    grid, steps = [model.row.patches(side) for side in x.shape[2:]], []
     with evaluating(model), torch.no_grad():
-        h, rolled = model.stages[0](x), None
-        for i, stage in enumerate(model.stages[1:], 1):
-            step = _mixed(attention(stage[0], h), heads)
-            rolled, h = step if rolled is None else step @ rolled, stage(h)
-            found[f'stages.{i}'] = rolled[:, 0, 1:].unflatten(1, grid)
-    found[FINAL] = found[f'stages.{i}']
-    return {l: found[l].clone() for l in layers}
+        h = model.stages[0](x)
+        for stage in model.stages[1:]:
+            steps.append(_mixed(attention(stage[0], h), heads))
+            h = stage(h)
+        depth = {l: len(steps) if l == FINAL else int(l.split('.')[1]) for l in layers}
+        return {l: _reached(steps[:n]).unflatten(1, grid) for l, n in depth.items()}
 
 # %% ../nbs/43_rollout.ipynb #ce7e6d42
 def rollout_maps(learner: Learner,
