@@ -1356,6 +1356,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mammo.viewer._read_notes': ('viewer.html#_read_notes', 'mammo/viewer.py'),
                               'mammo.viewer._sentence': ('viewer.html#_sentence', 'mammo/viewer.py'),
                               'mammo.viewer._show': ('viewer.html#_show', 'mammo/viewer.py'),
+                              'mammo.viewer._switch': ('viewer.html#_switch', 'mammo/viewer.py'),
                               'mammo.viewer._told': ('viewer.html#_told', 'mammo/viewer.py'),
                               'mammo.viewer._write_note': ('viewer.html#_write_note', 'mammo/viewer.py'),
                               'mammo.viewer.bars': ('viewer.html#bars', 'mammo/viewer.py'),

@@ -94,7 +94,7 @@ class Viewer:
                  num_workers: int = -1,                          # Processes that decode what is not in the store
                  ):
         given = [runs] if isinstance(runs, (str, Path, RunDir)) else list(runs)
-        self.runs = [find_training(r, flag='--run') for r in given] or finished_runs()
+        self.runs = [RunDir(r.path.absolute()) for r in ([find_training(r, flag='--run') for r in given] or finished_runs())]
         if not self.runs: raise ConfigError('there is no finished run under outputs/', 'Train one with mammography train-density, or name a run.', where='--run')
         self.names, self.file, self.show_names, self.cmap = run_names(self.runs), comments, show_names, cmap
         shapes = {}
@@ -102,7 +102,7 @@ class Viewer:
         self.c, self.ahead, self.i, self.filling = _controls(self.names, self.names[1:] if given else []), ThreadPoolExecutor(1), None, False
         self.view = _arranged(self.c, scale_bar(cmap))
         self.c['run'].observe(self._chosen, 'value')
-        self.c['beside'].observe(self._beside, 'value')
+        self.c['beside'].observe(self._chosen, 'value')
         for name in ('truth', 'answer', 'outcome', 'view', 'disagree', 'order', 'prob'): self.c[name].observe(self._filtered, 'value')
         for name in ('place', 'layer', 'label'): self.c[name].observe(self._moved, 'value')
         self.c['opacity'].observe(self._painted, 'value')
@@ -123,12 +123,12 @@ def _arranged(c: dict, scale: str):
 
 # %% ../nbs/62_viewer.ipynb #70f42e07
 def _choose(self: Viewer) -> None:
-    "Another run: its cases, its controls, its first image."
-    self.screen = self.screens(self.c['run'].value)
-    shown, c = self.screen.look, self.c
-    others = [n for n in c['beside'].value if n != c['run'].value]
-    self.side = {n: self.screens(n) for n in others}
-    self.cases = case_table(shown, [s.look for s in self.side.values()])
+    "Another run or others beside it: cases, controls, an image. Where that fails, all stays as it is."
+    c, name = self.c, self.c['run'].value
+    screen, side = self.screens(name), {n: self.screens(n) for n in c['beside'].value if n != name}
+    cases, shown = case_table(screen.look, [s.look for s in side.values()]), screen.look
+    if self.i is not None and cases.sample_id.tolist() != self.cases.sample_id.tolist(): self.i = None
+    self.name, self.screen, self.side, self.cases = name, screen, side, cases
     views = [v for v in sorted(self.cases['view'].unique()) if v]
     with_all = lambda values: [('all', ''), *zip(values, values)]
     fill = {'truth': with_all(shown.task.display), 'answer': with_all(shown.task.display), 'view': with_all(views), 'layer': [(n, n) for n in shown.layers()[::-1]],
@@ -140,6 +140,17 @@ def _choose(self: Viewer) -> None:
         c[name].value = old if old in [value for _, value in options] else options[0][1]
     self.filling = False
     self._filter()
+
+
+def _switch(self: Viewer) -> None:
+    "What is chosen, or what was shown before and why."
+    if self.filling: return
+    try: self._choose()
+    except (MammoError, OSError):
+        self.filling = True
+        self.c['run'].value, self.c['beside'].value = self.name, tuple(self.side)
+        self.filling = False
+        raise
 
 
 def _filter(self: Viewer) -> None:
@@ -154,7 +165,7 @@ def _filter(self: Viewer) -> None:
     self._show()
 
 
-Viewer._choose, Viewer._filter = _choose, _filter
+Viewer._choose, Viewer._switch, Viewer._filter = _choose, _switch, _filter
 
 # %% ../nbs/62_viewer.ipynb #a21a35ea
 def _label(self: Viewer, screen: Screen, i: int) -> int:
@@ -165,7 +176,7 @@ def _label(self: Viewer, screen: Screen, i: int) -> int:
 
 def _maps(self: Viewer, i: int) -> dict[str, tuple[int, np.ndarray]]:
     "Name of a training → the class and its map on the picture."
-    screens = {self.c['run'].value: self.screen, **self.side}
+    screens = {self.name: self.screen, **self.side}
     return {name: (k := self._label(s, i), s.heat(i, k, self.c['layer'].value)) for name, s in screens.items()}
 
 
@@ -191,7 +202,7 @@ def _paint(self: Viewer) -> None:
     picture, maps, shown = self.screen.picture(self.i), self._maps(self.i), self.screen.look
     panes = [('original', bars(shown, self.i) if not self.side else f'true {escape(shown.task.display[int(self.cases.target[self.i])])}', encoded(picture))]
     for name, (k, heat) in maps.items():
-        of = shown if name == self.c['run'].value else self.side[name].look
+        of = shown if name == self.name else self.side[name].look
         none = '' if heat.any() else '<br>zero everywhere: nothing speaks for it'
         panes.append((f'map for {shown.task.display[k]}', (f'{escape(name)}, seed {of.t.seed}{bars(of, self.i)}' if self.side else '') + none, encoded(picture, heat, self.c['opacity'].value, self.cmap, 'jpeg', 90)))
     if len(self.c['panes'].children) != len(panes): self.c['panes'].children = [_pane(w, f'{100 / max(len(panes), 2) - 1:.1f}%') for _ in panes]
@@ -233,7 +244,7 @@ def _write_note(self: Viewer) -> None:
 
 Viewer._move, Viewer._next_error, Viewer._read_notes, Viewer._write_note = _move, _next_error, _read_notes, _write_note
 Viewer.notes = property(lambda self: Path(self.file) if self.file else self.screen.look.run.file('comments'))
-Viewer._chosen, Viewer._beside = _told(lambda self, _: self._choose()), _told(lambda self, _: self._choose())
+Viewer._chosen = _told(lambda self, _: self._switch())
 Viewer._filtered, Viewer._moved = _told(lambda self, _: self.filling or self._filter()), _told(lambda self, _: self.filling or self._show())
 Viewer._painted = _told(lambda self, _: self._paint())
 Viewer._back, Viewer._forward = _told(lambda self, _: self._move(self.c['place'].value - 1)), _told(lambda self, _: self._move(self.c['place'].value + 1))
