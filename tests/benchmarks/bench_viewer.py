@@ -1,6 +1,6 @@
 """A step of the viewer: seeds side by side on stored pictures of clinical size, the next image unprepared and prepared by the thread behind the viewer, and what one pays for another opacity or class.
 
-    python tests/benchmarks/bench_viewer.py [--exams 6 --rows 2560 --columns 2048 --img-size 512 --arch efficientnet_b0 --seeds 3 --look 1.5]
+    python tests/benchmarks/bench_viewer.py [--exams 8 --rows 2560 --columns 2048 --img-size 512 --arch efficientnet_b0 --seeds 3 --look 1.5]
 """
 import argparse
 import tempfile
@@ -33,7 +33,7 @@ def steps(v, pause: float, n: int) -> list[float]:
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (('exams', 6), ('rows', 2560), ('columns', 2048), ('img-size', 512), ('seeds', 3)): parser.add_argument(f'--{name}', type=int, default=default)
+    for name, default in (('exams', 8), ('rows', 2560), ('columns', 2048), ('img-size', 512), ('seeds', 3)): parser.add_argument(f'--{name}', type=int, default=default)
     parser.add_argument('--arch', default='efficientnet_b0')
     parser.add_argument('--look', type=float, default=1.5, help='seconds that somebody looks at an image')
     a = parser.parse_args()
@@ -41,7 +41,7 @@ if __name__ == '__main__':
         tmp = Path(name)
         csv = write_study(tmp / 'study', n_exams=a.exams, seed=1, rows=a.rows, columns=a.columns, progress=False)
         def run(seed):
-            cfg = TrainConfig(data=DataConfig(csv=csv, dicom_root=tmp / 'study/archive', val_split=.6), image=ImageConfig(img_size=a.img_size, cache_dir=tmp / 'cache'), model=ModelConfig(arch=a.arch, weights='none', train_backbone=False),
+            cfg = TrainConfig(data=DataConfig(csv=csv, dicom_root=tmp / 'study/archive', val_split=.5), image=ImageConfig(img_size=a.img_size, cache_dir=tmp / 'cache'), model=ModelConfig(arch=a.arch, weights='none', train_backbone=False),
                               optim=OptimConfig(epochs=1, warmup_epochs=0, augment=False), run=RunConfig(outdir=tmp / 'runs', n_boot=0, device='cpu', seed=seed))
             return train(density_data(cfg), cfg).path
         runs = [run(42 + s) for s in range(a.seeds)]
