@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'DemoConfig', 'train_density', 'tune', 'predict', 'embed', 'embeddings_baselines', 'phantom', 'demo',
-           'seeds', 'validate', 'evidence', 'gradcam', 'report_pack', 'eval_export', 'card', 'usage', 'parse', 'main']
+           'seeds', 'validate', 'evidence', 'gradcam', 'report_pack', 'eval_export', 'card', 'explore', 'gallery',
+           'usage', 'parse', 'main']
 
 # %% ../nbs/63_cli.ipynb #a866df83
 import difflib
@@ -15,7 +16,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
-from .config import BaselinesConfig, CardConfig, EmbedConfig, EvalExportConfig, EvidenceConfig, GradcamConfig, PhantomConfig, PredictConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
+from .config import BaselinesConfig, CardConfig, EmbedConfig, EvalExportConfig, EvidenceConfig, ExploreConfig, GalleryConfig, GradcamConfig, PhantomConfig, PredictConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
 from .core import ConfigError, DataError, MammoError
 
 # %% ../nbs/63_cli.ipynb #00ee7b5b
@@ -126,12 +127,26 @@ def card(cfg: CardConfig) -> None:
     run = card(cfg)
     for kind in ('card', 'sheet', 'sheet_table'): print(run.file(kind))
 
+# %% ../nbs/63_cli.ipynb #c7e1f0a1
+def explore(cfg: ExploreConfig) -> None:
+    "look through a run's images and heat maps in the browser"
+    from mammo.page import serve
+    serve(cfg)
+
+
+def gallery(cfg: GalleryConfig) -> None:
+    "a page of a run's images and heat maps that opens without a server"
+    from mammo.gallery import gallery
+    from mammo.recipes.density import density_data
+    print(gallery(cfg, density_data).file('gallery'))
+
 # %% ../nbs/63_cli.ipynb #e2618591
 COMMANDS = {'embed': (embed, EmbedConfig), 'embeddings-baselines': (embeddings_baselines, BaselinesConfig),
             'train-density': (train_density, TrainConfig), 'tune': (tune, TuneConfig), 'predict': (predict, PredictConfig),
             'phantom': (phantom, PhantomConfig), 'demo': (demo, DemoConfig),
             'seeds': (seeds, SeedsConfig), 'validate': (validate, ValidateConfig), 'evidence': (evidence, EvidenceConfig), 'card': (card, CardConfig),
-            'gradcam': (gradcam, GradcamConfig), 'report-pack': (report_pack, ReportPackConfig), 'eval-export': (eval_export, EvalExportConfig)}
+            'gradcam': (gradcam, GradcamConfig), 'report-pack': (report_pack, ReportPackConfig), 'eval-export': (eval_export, EvalExportConfig),
+            'explore': (explore, ExploreConfig), 'gallery': (gallery, GalleryConfig)}
 
 # %% ../nbs/63_cli.ipynb #5a3f4f3a
 def usage() -> str:

@@ -7,7 +7,8 @@ __all__ = ['FREE', 'PLACES', 'at_least', 'flag', 'DataConfig', 'ImageConfig', 'B
            'BaseRunConfig', 'RunConfig', 'TrainConfig', 'PredictConfig', 'PhantomConfig', 'EmbedImageConfig',
            'EmbedModelConfig', 'EmbedRunConfig', 'MapsConfig', 'EmbedConfig', 'BaselinesConfig', 'SeedsConfig',
            'EvidenceConfig', 'ValidateConfig', 'CardConfig', 'GradcamConfig', 'ReportPackConfig', 'EvalExportConfig',
-           'TuneRunConfig', 'SearchConfig', 'TuneConfig', 'flat', 'unflat', 'fingerprint', 'differences']
+           'ExploreConfig', 'GalleryConfig', 'TuneRunConfig', 'SearchConfig', 'TuneConfig', 'flat', 'unflat',
+           'fingerprint', 'differences']
 
 # %% ../nbs/01_config.ipynb #baa98fe9
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -439,6 +440,47 @@ class EvalExportConfig:
     out: Path                 # Gets a folder with the evaluation, and FOLDER.zip beside it
     mlflow: bool = False      # Also log it as a run of MLflow, where MLflow is installed and its own settings say
     overwrite: bool = False   # Replace the export of another run
+
+# %% ../nbs/01_config.ipynb #e1f07a11
+@dataclass
+class ExploreConfig:
+    "What `mammography explore` is told."
+    run: tuple[Path, ...]                                   # A finished run; or several on the same images, shown side by side
+    role: Literal['auto', 'val', 'cal', 'test'] = 'auto'    # auto: test where the run has one, else val
+    csv: Path | None = None                                 # Where the table of labels lies now; default: where the run found it
+    dicom_root: Path | None = None                          # Where the images lie now
+    comments: Path | None = None                            # File that comments are added to; default: comments.csv in the run
+    show_names: bool = False                                # Show names of images, in which the accession number stands; else they are numbers
+    port: int = 0                                           # Of the page, on this machine only; 0 = any that is free
+    browser: bool = True                                    # Open a browser; --no-browser only tells the address
+    num_workers: int = -1                                   # Processes that decode what is not in the store; -1 = chosen by the machine
+
+    def __post_init__(self):
+        at_least(self, port=0, num_workers=-1)
+        if self.port > 65535: raise ConfigError(f'is {self.port}', 'Use 0 to 65535.', where='--port')
+        if len(set(self.run)) < len(self.run): raise ConfigError('names a run twice', 'Give each once.', where='--run')
+
+# %% ../nbs/01_config.ipynb #e1f07a13
+@dataclass
+class GalleryConfig:
+    "What `mammography gallery` is told."
+    run: Path                                               # A finished run
+    out: Path = Path('outputs/gallery')                     # Gets index.html and pictures/
+    role: Literal['auto', 'val', 'cal', 'test'] = 'auto'    # auto: test where the run has one, else val
+    explain: Literal['predicted', 'true'] = 'predicted'     # Which class the maps are for
+    layer: str = 'final'                                    # Of which layer
+    images: int = 0                                         # At most so many, drawn with --seed; 0 = all
+    seed: int = 42                                          # Of the draw
+    size: int = 360                                         # Longer side of a picture, pixels
+    cmap: str = 'inferno'                                   # Colours of the heat maps
+    show_names: bool = False                                # Write names of images, in which the accession number stands; else they are numbers
+    csv: Path | None = None                                 # Where the table of labels lies now; default: where the run found it
+    dicom_root: Path | None = None                          # Where the images lie now
+    device: str = 'auto'                                    # auto cpu cuda mps
+    num_workers: int = -1                                   # Processes that decode what is not in the store; -1 = chosen by the machine
+    overwrite: bool = False                                 # Replace the gallery of another run or with other settings
+
+    def __post_init__(self): at_least(self, images=0, seed=0, size=64, num_workers=-1)
 
 # %% ../nbs/01_config.ipynb #bfa9e965
 @dataclass
