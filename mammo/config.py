@@ -412,7 +412,7 @@ class GradcamConfig:
         at_least(self, per=1, images=1, audit_images=0, seed=0, n_boot=1, num_workers=-1)
         if len(set(self.run)) < len(self.run): raise ConfigError('names a run twice', 'Give each once.', where='--run')
 
-
+# %% ../nbs/01_config.ipynb #29e81a96
 @dataclass
 class ReportPackConfig:
     "What `mammography report-pack` is told."

@@ -121,13 +121,13 @@ def heat_maps(learner: Learner,
     "Maps of some images of a data set, in single precision."
     if len(at) != len(classes): raise ConfigError(f'{len(classes)} classes for {len(at)} images', where='heat_maps')
     if len(at) and not 0 <= min(classes) <= max(classes) < learner.task.k: raise ConfigError(f'labels are 0 to {learner.task.k - 1}', where='heat_maps')
-    out, device = {l: [] for l in layers}, learner.fabric.device
+    out, device, done = {l: [] for l in layers}, learner.fabric.device, 0
     for b in range(0, len(at), batch_size):
-        part = list(at[b:b + batch_size])
-        x = torch.cat(learner.pieces(torch.stack([images[0, int(i)][0] for i in part])))
-        side = images.beside(torch.as_tensor(part))
-        found = cam(learner.model, learner.objective, x, torch.as_tensor(list(classes[b:b + batch_size]), device=device), layers, side if side is None else side.to(device))
-        for l, m in found.items(): out[l].append(m.float().cpu().numpy())
+        for x in learner.pieces(torch.stack([images[0, int(i)][0] for i in at[b:b + batch_size]])):  # of what fits a processor's cache
+            own = slice(done, done := done + len(x))
+            side = images.beside(torch.as_tensor(list(at[own])))
+            found = cam(learner.model, learner.objective, x, torch.as_tensor(list(classes[own]), device=device), layers, side if side is None else side.to(device))
+            for l, m in found.items(): out[l].append(m.float().cpu().numpy())
     return {l: np.concatenate(m) if m else np.zeros((0, 1, 1), np.float32) for l, m in out.items()}
 
 

@@ -100,6 +100,9 @@ def _onto(self: Look,
     return map_back(heat, self.affines[i], shape, self.settings.image.img_size)
 
 
+Look.layers, Look.maps, Look.onto = _layers, _maps, _onto
+
+# %% ../nbs/49_looking.ipynb #49867136
 def _small(self: Look,
            i: int,
            longest: int = 640,   # Long side of what is given back, pixels
@@ -124,7 +127,7 @@ def _shown(self: Look,
     return grey, None if heat is None else map_back(heat, affine, grey.shape, self.settings.image.img_size)
 
 
-Look.layers, Look.maps, Look.onto, Look.small, Look.shown = _layers, _maps, _onto, _small, _shown
+Look.small, Look.shown = _small, _shown
 
 # %% ../nbs/49_looking.ipynb #15613d10
 def _side(own: TrainConfig, rows: pd.DataFrame, wanted: dict | None) -> Side | None:
