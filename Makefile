@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-all readme docs lab bench clean
+.PHONY: help setup demo test test-all readme docs compile lab bench clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -39,6 +39,9 @@ readme: setup    ## README.md from nbs/index.ipynb
 
 docs: setup      ## the site: Quarto where it is installed, plain HTML of the same pages where not
 	$(BIN)/python tools/docs.py
+
+compile:         ## the PDF of Article/, which report-pack has laid down; needs latexmk
+	$(MAKE) -C Article compile
 
 lab: setup       ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs/
