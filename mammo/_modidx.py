@@ -275,6 +275,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mammo.crossval.cross_validate': ('crossval.html#cross_validate', 'mammo/crossval.py'),
                                 'mammo.crossval.finished_run': ('crossval.html#finished_run', 'mammo/crossval.py'),
                                 'mammo.crossval.fold_data': ('crossval.html#fold_data', 'mammo/crossval.py'),
+                                'mammo.crossval.fold_draws': ('crossval.html#fold_draws', 'mammo/crossval.py'),
                                 'mammo.crossval.fold_figures': ('crossval.html#fold_figures', 'mammo/crossval.py'),
                                 'mammo.crossval.fold_runs': ('crossval.html#fold_runs', 'mammo/crossval.py'),
                                 'mammo.crossval.fold_settings': ('crossval.html#fold_settings', 'mammo/crossval.py'),
