@@ -302,7 +302,7 @@ def reliability_figure(tables: dict[str, pd.DataFrame],  # Title of a panel → 
     most = max(t[t.label == label].n.max() for t in tables.values())
     axes[0, 0].set_ylabel('share correct' if label == TOP else 'observed share')
     axes[1, 0].set(ylabel='n per bin', ylim=(0, 1.3 * most))
-    axes[0, 0].legend(frameon=False, fontsize=7, loc='upper left')
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=8, ncols=2, loc='outside upper left')
     return fig
 
 # %% ../nbs/32_calibration.ipynb #7c45fc4a

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'fold_data', 'finished_run', 'one_of_many', 'fold_settings', 'several_runs', 'fold_runs', 'seed_runs',
-           'fold_figures', 'out_of_fold', 'spread_of', 'cross_validate']
+           'fold_figures', 'out_of_fold', 'fold_draws', 'spread_of', 'cross_validate']
 
 # %% ../nbs/44_crossval.ipynb #f7ead689
 import logging
@@ -20,10 +20,11 @@ import numpy as np
 import pandas as pd
 
 from . import jobs
-from .comparing import FIGURES
+from .comparing import FIGURES, interval, score_statistic
 from .config import TrainConfig, fingerprint, flat
 from .core import ConfigError, MammoError, RunError, provenance
 from .manifest import DataSet, label_columns
+from .metrics import patient_index, resample_counts
 from .pipeline import cache_folder, chosen, gather
 from .runs import RunDir
 from .splits import assign_roles, group_folds, split_proof
@@ -165,25 +166,50 @@ def fold_figures(runs: list[RunDir], exam: bool = False) -> pd.DataFrame:  # One
     return pd.DataFrame([{f: m[f] for f in (*FIGURES, 'n', 'n_patients')} for m in chosen], index=[f'fold_{i + 1}' for i in range(len(runs))])
 
 
-def out_of_fold(runs: list[RunDir]) -> pd.DataFrame:  # As the predictions of a run, with `fold` from 1
-    "Every image once, as the model answered that had not seen its patient."
-    tables = [pd.read_csv(r.file('predictions', 'test'), dtype={c: str for c in ('sample_id', 'true_label', 'pred_label', 'patient_key', 'exam_id')}) for r in runs]
+def out_of_fold(runs: list[RunDir],
+                kind: str = 'predictions',  # or `exams`
+                ) -> pd.DataFrame:          # As in a run, with `fold` from 1
+    "Every image (or exam) once, as the model answered that had not seen its patient."
+    tables = [pd.read_csv(r.file(kind, 'test'), dtype={c: str for c in ('sample_id', 'true_label', 'pred_label', 'patient_key', 'exam_id')}) for r in runs]
     out = pd.concat([t.assign(fold=i + 1) for i, t in enumerate(tables)], ignore_index=True)
-    if out.sample_id.duplicated().any(): raise RunError('an image was scored in two folds', 'The folds come from different data sets.', where=runs[0].path.parent)
+    if kind == 'predictions' and out.sample_id.duplicated().any(): raise RunError('an image was scored in two folds', 'The folds come from different data sets.', where=runs[0].path.parent)
     return out
 
 # %% ../nbs/44_crossval.ipynb #4e238185
-def spread_of(table: pd.DataFrame) -> dict:  # Figure → mean, sd (sample, ddof 1), range, and each fold's value
+def fold_draws(runs: list[RunDir],
+               exam: bool = False,
+               n_boot: int = 2000,   # Resamples of patients
+               seed: int = 0,
+               ) -> np.ndarray:      # (1 + n_boot, len(FIGURES)); the first row is the mean over the folds itself
+    "Means over the folds for patients drawn anew. A resample in which a fold lacks one of its classes is NaN where classes are averaged."
+    t = out_of_fold(runs, 'exams' if exam else 'predictions')
+    labels = [c.removeprefix('prob_') for c in t if c.startswith('prob_')]
+    target, decoded, (group, n) = pd.Index(labels).get_indexer(t.true_label), pd.Index(labels).get_indexer(t.pred_label), patient_index(t.patient_key, len(t))
+    counts = np.concatenate([np.ones((n, 1)), resample_counts(n, n_boot, seed)], 1).astype(float)
+    draws, averaged = [], [FIGURES.index(f) for f in ('balanced_accuracy', 'macro_f1', 'auroc_macro')]
+    for at in (np.flatnonzero(t.fold == f) for f in t.fold.unique()):
+        one = score_statistic(target[at], decoded[at], t[[f'prob_{l}' for l in labels]].to_numpy()[at], group[at], n)(counts)
+        lost = [~(np.bincount(group[at], target[at] == c, n) @ counts > 0) for c in np.unique(target[at])]
+        one[np.ix_(np.any(lost, 0), averaged)] = np.nan
+        draws.append(one)
+    return np.mean(draws, 0)
+
+# %% ../nbs/44_crossval.ipynb #5cd99d56
+def spread_of(table: pd.DataFrame,              # One row a fold
+              draws: np.ndarray | None = None,  # From `fold_draws`
+              ) -> dict:  # Figure → mean, its interval over patients, sd (sample, ddof 1), range, and each fold's value
     "Mean, sample standard deviation and range over the folds; the mean of folds is not the figure of the pooled answers."
     values = {f: table[f].astype(float) for f in FIGURES}
-    return {f: {'mean': float(v.mean()), 'sd': float(v.std(ddof=1)), 'range': [float(v.min()), float(v.max())], 'folds': v.tolist()} for f, v in values.items()}
+    bounds = {f: None if draws is None else interval(draws[:, i]) for i, f in enumerate(FIGURES)}
+    return {f: {'mean': float(v.mean()), 'interval': bounds[f], 'sd': float(v.std(ddof=1)), 'range': [float(v.min()), float(v.max())], 'folds': v.tolist()} for f, v in values.items()}
 
-
+# %% ../nbs/44_crossval.ipynb #0b87b348
 def cross_validate(data: DataSet, cfg: TrainConfig, k: int, outdir: str | Path, train: Callable[[DataSet, TrainConfig], RunDir]) -> RunDir:
     "All folds, and `cv_summary.json` beside them."
-    runs, out = fold_runs(data, cfg, k, outdir, train), RunDir(outdir)
-    table = fold_figures(runs)
-    exams = spread_of(fold_figures(runs, exam=True)) if all('exam' in r.read_json('metrics', 'test') for r in runs) else None
-    out.write_json('cv_summary', {'folds': k, 'figures': spread_of(table), 'exam': exams, 'n': int(table.n.sum()), 'n_patients': int(table.n_patients.sum()), 'sd': 'sample standard deviation (ddof 1)',
+    runs, out, n_boot = fold_runs(data, cfg, k, outdir, train), RunDir(outdir), cfg.run.n_boot
+    spread = lambda exam: spread_of(fold_figures(runs, exam), fold_draws(runs, exam, n_boot) if n_boot else None)
+    table, exams = fold_figures(runs), all('exam' in r.read_json('metrics', 'test') for r in runs)
+    out.write_json('cv_summary', {'folds': k, 'figures': spread(False), 'exam': spread(True) if exams else None, 'n': int(table.n.sum()), 'n_patients': int(table.n_patients.sum()), 'sd': 'sample standard deviation (ddof 1)',
+                                  'interval': f'95 % of {n_boot} resamples of patients, for the mean over the folds; the trained models stay' if n_boot else None,
                                   'runs': [str(r.path.relative_to(out.path)) for r in runs], 'settings': flat(cfg)} | provenance())
     return out

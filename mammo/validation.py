@@ -144,11 +144,13 @@ def with_and_without(task: Task,
                      folds: int = 5,
                      n_boot: int = 2000,
                      seed: int = 0,
-                     ) -> tuple[dict, np.ndarray, pd.DataFrame]:  # JSON-ready: `delivered, recalibrated, temperatures, change`; probabilities (N, K) and fold of each image after recalibration
-    "Calibration before and after a temperature fitted on other patients. Raises `ConfigError` for more folds than patients."
+                     temperature: float | None = None,  # From a calibration set; None fits one on the other patients
+                     ) -> tuple[dict, np.ndarray, pd.DataFrame]:  # JSON-ready: `delivered, recalibrated, folds, temperatures, change_of_log_loss`; probabilities (N, K) and fold of each image after recalibration
+    "Calibration before and after a temperature that other patients gave. Raises `ConfigError` for more folds than patients."
     group, n = patient_index(patients, len(probs))
-    if n < folds: raise ConfigError(f'is {folds}, and there are {n} patients', 'Use fewer folds.', where='--folds')
-    after, used = cross_fit_temperature(task, probs, target, patients, folds, seed)
+    if temperature is not None: folds, after, used = 1, temper(task, probs, temperature), pd.DataFrame({'fold': 1, 'temperature': temperature}, index=range(len(probs)))
+    elif n < folds: raise ConfigError(f'is {folds}, and there are {n} patients', 'Use fewer folds.', where='--folds')
+    else: after, used = cross_fit_temperature(task, probs, target, patients, folds, seed)
     counts = np.concatenate([np.ones((n, 1)), resample_counts(n, n_boot, seed)], 1).astype(float)
     loss = [statistic_for(task, target, p, group=group, n_groups=n)(counts)['log_loss'] for p in (probs, after)]
     each = [calibration_metrics(task, target, p, patients, n_boot, seed) for p in (probs, after)]

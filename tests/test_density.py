@@ -67,7 +67,9 @@ def test_the_line_of_the_folds(place, capsys):
     assert set(tables[0].patient_key).isdisjoint(tables[1].patient_key)
     values = [read(folder / f'fold_{f}/results/metrics/test_metrics.json')['kappa_quadratic'] for f in (1, 2, 3)]
     assert said['figures']['kappa_quadratic']['mean'] == pytest.approx(np.mean(values)) and said['figures']['kappa_quadratic']['sd'] == pytest.approx(np.std(values, ddof=1))
-    assert 'sample standard deviation' in capsys.readouterr().out
+    low, high = said['figures']['accuracy']['interval']  # over patients, of the mean of the folds
+    assert low <= said['figures']['accuracy']['mean'] <= high and said['exam']['accuracy']['interval'] is not None
+    assert 'sample standard deviation' in (out := capsys.readouterr().out) and 'interval of the mean over patients' in out
     assert all((folder / f'fold_{f}/results' / name).exists() for f in (1, 2, 3) for name in ('best_model.pth', 'val_predictions.csv'))
 
 

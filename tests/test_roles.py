@@ -3,6 +3,7 @@ import json
 import shutil
 
 import pandas as pd
+import pytest
 
 FLAGS = ['train-density', '--arch', 'resnet18', '--weights', 'none', '--img-size', 64, '--epochs', 2, '--lr', '1e-3', '--n-boot', 0, '--test-split', '.2', '--num-workers', 0]
 
@@ -45,3 +46,19 @@ def test_seeds_share_their_validation_images(study, mammography, tmp_path):
     for run in ('results', 'results_1'): names.append(pd.read_csv(tmp_path / 'o' / run / 'val_predictions.csv'))
     assert list(names[0].sample_id) == list(names[1].sample_id)
     assert not names[0].prob_1.equals(names[1].prob_1)
+
+
+def test_a_patient_shared_by_train_and_test_is_refused(study, tmp_path):
+    "Roles that come with the data are believed only where they keep patients apart; nothing is trained otherwise."
+    from mammo.config import ImageConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+    from mammo.manifest import DataSet, load_dataset
+    from mammo.pipeline import train
+    from mammo.splits import LeakError, assign_roles
+    data = load_dataset(csv=study / 'classificacao.csv', dicom_root=study / 'archive', key=b'k' * 32, workers=0)
+    m = assign_roles(data.manifest, .2, .2, 0., 42)
+    own = m.index[m.patient_key == m.patient_key[m.role == 'train'].iloc[0]]
+    assert len(own) > 1
+    m.loc[own[0], 'role'] = 'test'
+    cfg = TrainConfig(image=ImageConfig(img_size=64), model=ModelConfig(arch='resnet18', weights='none'), optim=OptimConfig(epochs=1), run=RunConfig(outdir=tmp_path / 'o', n_boot=0, num_workers=0, device='cpu', precision='fp32'))
+    with pytest.raises(LeakError, match='patient_key in more than one role'): train(DataSet(data.name, data.task, m, data.audit), cfg)
+    assert not list((tmp_path / 'o').rglob('*.pth')) and not list((tmp_path / 'o').rglob('summary.json'))

@@ -1,4 +1,5 @@
 "README and site are made from the notebooks."
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,11 @@ sys.path.insert(0, str(ROOT / 'tools'))
 def test_the_readme_is_in_step():
     from readme import readme
     assert (ROOT / 'README.md').read_text(encoding='utf-8') == readme(), 'run make readme'
+
+
+def test_links_of_the_readme_lead_somewhere():
+    targets = [t for t in re.findall(r'\]\(([^)#]+)\)', (ROOT / 'README.md').read_text(encoding='utf-8')) if not t.startswith('http')]
+    assert len(targets) >= 2 and [t for t in targets if not (ROOT / t).exists()] == []
 
 
 def test_the_version_stands_once():
