@@ -122,6 +122,8 @@ def test_what_notebooks_store(notebook):
     texts = [c['source'] for c in found] + [json.dumps({k: v for k, v in o.get('data', {}).items() if not k.startswith('image/')}) + ''.join(o.get('text', '')) for o in outputs]
     named = {m.group() for t in texts for m in MACHINE_PATH.finditer(t)} | {str(p) for p in (ROOT, Path.home()) for t in texts if len(str(p)) > 5 and str(p) in t}
     assert not named, f'names a place on one machine: {sorted(named)}'
+    states = json.loads(notebook.read_text(encoding='utf-8'))['metadata'].get('widgets')
+    assert not states or any('application/vnd.jupyter.widget-view+json' in o.get('data', {}) for o in outputs), 'keeps the states of widgets that nobody sees: remove metadata.widgets'
 
 
 @pytest.mark.parametrize('text, found', [('/' + 'home/ana/x', True), ("'/" + "tmp/abc'", True), (r'C:\Users\ana', True), ('https://host/home/x', False), ('outputs/tmp/x', False), ('and/or', False)])
