@@ -820,6 +820,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mammo.loading.to_tensor': ('loading.html#to_tensor', 'mammo/loading.py')},
             'mammo.looking': { 'mammo.looking.Look': ('looking.html#look', 'mammo/looking.py'),
                                'mammo.looking.Look.__len__': ('looking.html#look.__len__', 'mammo/looking.py'),
+                               'mammo.looking.Look.marker': ('looking.html#look.marker', 'mammo/looking.py'),
                                'mammo.looking.Look.mask': ('looking.html#look.mask', 'mammo/looking.py'),
                                'mammo.looking.Look.method': ('looking.html#look.method', 'mammo/looking.py'),
                                'mammo.looking.Look.picture': ('looking.html#look.picture', 'mammo/looking.py'),

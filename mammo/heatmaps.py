@@ -238,15 +238,16 @@ def audit_of(l: Look,
              n_boot: int = 1000,
              ) -> tuple[pd.DataFrame, dict, pd.DataFrame | None]:  # Table, summary, and the report of the masks
     "The audit of some images of a run. Images without a breast of 25 pixels are left out and counted in `without_breast`."
-    size, masks, muscles, shapes = l.settings.image.img_size, [], [], []
+    size, masks, muscles, markers, shapes = l.settings.image.img_size, [], [], [], []
     for i in tqdm(at, desc='breasts', delay=2, leave=False):
         picture = l.picture(int(i))
         masks.append(l.mask(int(i)))
+        markers.append(l.marker(int(i)))
         shapes.append(picture.shape)
         muscles.append(muscle_on_square(picture, l.affines[i], size)[0] if l.rows.view.iloc[i] == 'MLO' else np.zeros((size, size), bool))
-    masks, muscles = np.stack(masks), np.stack(muscles)
+    masks, muscles, markers = np.stack(masks), np.stack(muscles), np.stack(markers)
     ok = masks.sum((1, 2)) >= 25
-    regions, report, ids = ({'pectoral': muscles} if muscles.any() else {}), None, l.t.table.sample_id.iloc[list(at)].tolist()
+    regions, report, ids = {k: v for k, v in (('pectoral', muscles), ('marker', markers)) if v.any()}, None, l.t.table.sample_id.iloc[list(at)].tolist()
     if mask_dir:
         drawn, report = read_masks(mask_dir, ids, shapes, [l.affines[i] for i in at], size)
         regions['drawn'] = drawn

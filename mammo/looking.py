@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy import ndimage as ndi
 
-from .breast import map_back, prepare
+from .audit import to_square
+from .breast import breast_mask, map_back, prepare
 from .config import TrainConfig
 from .core import ConfigError, RunError, Task
 from .evidence import Pictures, role_of, run_settings
@@ -63,9 +65,16 @@ class Look:
         return Pictures([self.rows.path.iloc[i]], read_options(self.settings))[0]
 
     def mask(self, i: int) -> np.ndarray:      # (S, S) bool
-        "The breast in the model's square; what is picture there, where no breast was looked for."
-        side = self.rows.laterality.iloc[i]
-        return prepare(self.picture(i), prep_of(self.settings.image), side if side in ('L', 'R') else '').mask
+        "The breast in the model's square. Where the run took the whole picture, the breast is looked for now; all that is picture where there is none."
+        picture, prep, side = self.picture(i), prep_of(self.settings.image), self.rows.laterality.iloc[i]
+        if prep.region == 'full' and (breast := breast_mask(picture)).any(): return to_square(breast, self.affines[i], prep.size)
+        return prepare(picture, prep, side if side in ('L', 'R') else '').mask
+
+    def marker(self, i: int) -> np.ndarray:    # (S, S) bool
+        "What is bright in the model's square and no breast: labels, film borders. Empty where the run has cut the breast out."
+        grey, mask = self.images.pixels[i], self.mask(i)
+        rim = max(1, round(.03 * len(mask)))
+        return (grey > np.iinfo(grey.dtype).max // 2) & ~ndi.maximum_filter(mask, 2 * rim + 1)
 
 # %% ../nbs/49_looking.ipynb #a2a3c8d2
 def _layers(self: Look) -> list[str]:
