@@ -184,13 +184,15 @@ def _gathered(cls: type, argv: list[str]) -> list[str]:
     many, out, at, values = _many(cls), [], {}, None
     for a in argv:
         name, has, value = a.partition('=')
+        name = name.replace('_', '-') if a.startswith('--') else name
         if name in many:
             if name not in at: at[name] = []; out.append(name)
             values = at[name]
             if has: values.append(value)
-        elif a.startswith('--'): values = None; out.append(a)
+        elif a.startswith('--') or a == '-h': values = None; out.append(a)
         elif values is None: out.append(a)
         else: values.append(a)
+    if bare := [n for n, given in at.items() if not given and not {'-h', '--help'} & set(argv)]: raise ConfigError('needs a value', 'Give one or more, or leave it out.', where=bare[0])
     return [part for a in out for part in (a, *at.get(a, ()))]
 
 # %% ../nbs/63_cli.ipynb #fb9c360f

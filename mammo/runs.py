@@ -198,7 +198,8 @@ def find_run(where: str | Path,                # A run directory, a folder with 
     if len(found) == 1: return RunDir(found[0])
     if found: raise RunError(f'{len(found)} runs are meant', 'Choose one: ' + ', '.join(sorted(str(p) for p in found)), where=f'--run {where}')
     if (path / FILES['cv_summary']).is_file(): raise RunError('is a cross-validation, not one run', f'Give one of its folds, as {path / "fold_1"}.', where=f'--run {where}')
-    raise RunError('there is no such run', f'Give a folder with {FILES["config"]}.', where=f'--run {where}')
+    deeper = sorted(str(p.parent) for depth in ('*/*', '*/*/*') for p in path.glob(f'{depth}/{FILES["config"]}'))[:6] if path.is_dir() else []
+    raise RunError('there is no such run', f'Give one of those inside: {", ".join(deeper)}.' if deeper else f'Give a folder with {FILES["config"]}.', where=f'--run {where}')
 
 
 def load_config(run: RunDir) -> dict:  # The flat settings
