@@ -32,6 +32,8 @@ def training_figure(run: RunDir):  # `matplotlib.figure.Figure`
         for ax in row: ax.axvline(said['best_epoch'], color='.5', lw=1, ls='--', label=f'kept: epoch {said["best_epoch"]}' if ax is row[0] else None)
         row[0].legend(frameon=False, fontsize=7)
         if view: row[0].set_ylabel(view)
+    who = (f'{r["images"]} {name} images of {r["patients"]} patients' for name, r in run.read_json('summary')['roles'].items() if name in ('train', 'val'))
+    fig.suptitle('; '.join(who), fontsize=8)
     return fig
 
 
