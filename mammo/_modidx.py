@@ -1110,6 +1110,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mammo.report.Words': ('report.html#words', 'mammo/report.py'),
                               'mammo.report._all_runs': ('report.html#_all_runs', 'mammo/report.py'),
                               'mammo.report._named': ('report.html#_named', 'mammo/report.py'),
+                              'mammo.report._own_text': ('report.html#_own_text', 'mammo/report.py'),
                               'mammo.report._pack_seeds': ('report.html#_pack_seeds', 'mammo/report.py'),
                               'mammo.report._save': ('report.html#_save', 'mammo/report.py'),
                               'mammo.report._write': ('report.html#_write', 'mammo/report.py'),

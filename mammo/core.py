@@ -195,11 +195,11 @@ def decimals(x: float | None, digits: int = 3) -> str:   # `–` where undefined
     return '–' if x is None or not math.isfinite(x) else f'{x:.{digits}f}'
 
 
-def between(x: list[float] | None,   # Lower and upper end
+def between(x: list[float | None] | None,  # Lower and upper end; JSON has None where there was NaN
             digits: int = 3,
-            ) -> str:                # `–` for none
+            ) -> str:                      # `–` for none
     "An interval for a table."
-    return '–' if x is None or not all(map(math.isfinite, x)) else f'{decimals(x[0], digits)} to {decimals(x[1], digits)}'
+    return '–' if x is None or not all(e is not None and math.isfinite(e) for e in x) else f'{decimals(x[0], digits)} to {decimals(x[1], digits)}'
 
 
 def markdown_table(head: list, rows: list[list]) -> list[str]:   # Its lines

@@ -288,14 +288,22 @@ def _pack_seeds(runs: list[RunDir], role: str, task: Task, assets: Path, n_boot:
     _save(assets / file, draw(figures, [t.seed for t in used], {f: [t.figures[f] for t in used] for f in SHOWN}, f'{len(used[0].table)} {role} images, {used[0].table.patient_key.nunique()} patients'))
     return seeds_pieces(runs, role, file)
 
+# %% ../nbs/60_report.ipynb #447d7c66
+def _own_text(path: Path) -> str:
+    "What stands in a section already."
+    try: return path.read_text(encoding='utf-8') if path.exists() else ''
+    except UnicodeDecodeError as e: raise ConfigError('the section is not in UTF-8', 'Save it as UTF-8, or move it away.', where=path) from e
+
 
 def _write(assets: Path, task: Task, blocks: dict[str, list]) -> list[Path]:
     "Both sections, the main file where there is none, and the list of all that lies there."
     article, name = assets.parent, f'{task.name}_model'
+    texts = {}
     for suffix, comment, render, seen in (('.tex', '% {}', to_tex, article), ('.md', '<!-- {} -->', to_markdown, article / 'sections')):
         path = article / 'sections' / (name + suffix)
-        text = path.read_text(encoding='utf-8') if path.exists() else ''
-        for key, pieces in blocks.items(): text = marked(text, key, render(pieces, Path(os.path.relpath(assets, seen)).as_posix()), comment, path)
+        texts[path] = _own_text(path)
+        for key, pieces in blocks.items(): texts[path] = marked(texts[path], key, render(pieces, Path(os.path.relpath(assets, seen)).as_posix()), comment, path)
+    for path, text in texts.items():  # only now: both are renewed, or none
         with atomic(path) as f: f.write(text)
     laid = lay_main(article, name)
     figures = sorted({p.file for pieces in blocks.values() for p in pieces if isinstance(p, Figure)})
