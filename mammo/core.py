@@ -192,7 +192,7 @@ def provenance() -> dict:  # JSON-ready
 # %% ../nbs/00_core.ipynb #07585bfc
 def decimals(x: float | None, digits: int = 3) -> str:   # `–` where undefined
     "A number for a table."
-    return '–' if x is None or not math.isfinite(x) else f'{x:.{digits}f}'
+    return '–' if x is None or not math.isfinite(x) else f'{round(x, digits) + 0.:.{digits}f}'  # no minus zero
 
 
 def between(x: list[float | None] | None,  # Lower and upper end; JSON has None where there was NaN

@@ -179,7 +179,7 @@ def gallery(cfg: GalleryConfig,
     names = [n for number in table.number for n in picture_names(number)]
     for name in {*old} - {*names}: (out.path / name).unlink(missing_ok=True)
     views, commit = sorted({*table['view']} - {''}), shown.run.read_json('summary').get('git_commit') or 'unknown'
-    about = f'Maps: Grad-CAM at layer {cfg.layer} for the class that {"was said" if cfg.explain == "predicted" else "is true"}, each scaled to its own maximum, colours {cfg.cmap}. Model {shown.settings.model.arch}, {shown.settings.image.img_size} px, trained at commit {commit}. Numbers are places in the run\'s table of predictions.'
+    about = f'Maps: {shown.method} at layer {cfg.layer} for the class that {"was said" if cfg.explain == "predicted" else "is true"}, each scaled to its own maximum, colours {cfg.cmap}. Model {shown.settings.model.arch}, {shown.settings.image.img_size} px, trained at commit {commit}. Numbers are places in the run\'s table of predictions.'
     cards = [card(r, task.display[label], empty, cfg.show_names) for r, (label, empty) in zip(table.itertuples(), maps)]
     out.write_json('gallery_data', {'made_from': made, 'run': shown.run.path.name, 'role': shown.role, 'n': len(table), 'of': len(shown), 'pictures': names})
     with out.write('gallery', mode='w') as f: f.write(page(shown, cards, views, about, cfg.cmap))

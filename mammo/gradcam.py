@@ -188,6 +188,7 @@ def choose_examples(task: Task,
 # %% ../nbs/42_gradcam.ipynb #2aebf3d6
 def _cell(ax, r, short: dict[str, str], picture: np.ndarray, heat: np.ndarray, cmap: str) -> None:
     ax.imshow(overlay(picture, heat, cmap))
+    if not heat.any(): ax.text(.5, .5, 'no heat', transform=ax.transAxes, ha='center', fontsize=7, color='white')
     ax.set_title(f'true {short[r.truth]}, said {short[r.answer]} ({r.prob:.2f})', fontsize=7)
 
 
@@ -277,7 +278,7 @@ def map_figures(heat: np.ndarray,   # (S, S) in [0, 1], on the model's square
     own, total = heat[mask].astype(float), float(heat.sum())
     nothing = not mask.any() or not own.sum() > 0
     p = own[own > 0] / own.sum() if not nothing else np.ones(1)
-    return {'area': float((own >= .5).mean()) if mask.any() else np.nan, 'entropy': np.nan if nothing or len(own) < 2 else float(-(p * np.log(p)).sum() / np.log(len(own))),
+    return {'area': float((own >= .5).mean()) if mask.any() and total > 0 else np.nan, 'entropy': np.nan if nothing or len(own) < 2 else float(-(p * np.log(p)).sum() / np.log(len(own))),
             'inside': float(own.sum() / total) if total > 0 else np.nan, 'breast': float(mask.mean())}
 
 
@@ -300,13 +301,14 @@ def alike(a: np.ndarray,      # (S, S)
           b: np.ndarray,      # (S, S)
           mask: np.ndarray,   # (S, S) bool, where they are compared
           share: float = .2,
-          ) -> tuple[float, float]:  # Spearman's rank correlation, NaN for a constant map; intersection over union of the hottest `share`
+          ) -> tuple[float, float]:  # Spearman's rank correlation, and intersection over union of the hottest `share`; NaN for a constant map
     "How alike two maps of one breast are."
     from scipy.stats import rankdata
     x, y = a[mask], b[mask]
     if x.size < 5: raise DataError(f'{x.size} pixels are too few to compare maps', where='alike')
     u, v = rankdata(x), rankdata(y)
     rho = float(np.corrcoef(u, v)[0, 1]) if np.ptp(u) > 0 and np.ptp(v) > 0 else np.nan
+    if np.isnan(rho): return rho, float('nan')  # a map without heat has no hottest place
     one, other = hottest(x, share), hottest(y, share)
     return rho, float((one & other).sum() / (one | other).sum())
 

@@ -111,10 +111,10 @@ def by_class(task: Task,
              table: pd.DataFrame,   # From `map_table`
              n_boot: int = 1000,
              seed: int = 0,
-             ) -> dict:             # JSON-ready: label → figure → as `patient_mean`, and `trend` → figure → `rho, interval`
+             ) -> dict:             # JSON-ready: label → `images, no_heat` and figure → as `patient_mean` of the maps with heat; and `trend` → figure → `rho, interval`
     "Figures of the maps by true class, and whether they rise with it."
     groups = {label: table[table.target == c] for c, label in enumerate(task.labels)}
-    out = {label: {f: patient_mean(g[f].to_numpy(float), g.patient_key, n_boot, seed) for f in SHOWN} for label, g in groups.items() if len(g)}
+    out = {label: {'images': len(g), 'no_heat': int(g.area.isna().sum())} | {f: patient_mean(g[f].to_numpy(float), g.patient_key, n_boot, seed) for f in SHOWN} for label, g in groups.items() if len(g)}
     group, m = patient_index(table.patient_key, len(table))
     counts = resample_counts(m, min(n_boot, 500), seed)
     weights = [np.ones(len(table), int), *(counts[group, b] for b in range(counts.shape[1]))]
@@ -193,8 +193,9 @@ def pairs(looks: Sequence[Look],
     by_name, patient = dict(zip(names(looks), looks)), dict(zip(looks[0].t.table.sample_id, looks[0].t.table.patient_key))
     out = []
     for (a, b), own in agreement.groupby(['a', 'b'], sort=False):
+        own = own.dropna()  # both maps have heat, and so has the null
         who, one, two = own.sample_id.map(patient), by_name[a].t, by_name[b].t
-        row = {'a': a, 'b': b, 'same_answer': float((one.table.decoded == two.table.decoded).mean()), **{f'{f}_differs': abs(one.figures[f] - two.figures[f]) for f in ('accuracy', 'kappa_quadratic')}}
+        row = {'a': a, 'b': b, 'n_maps': len(own), 'same_answer': float((one.table.decoded == two.table.decoded).mean()), **{f'{f}_differs': abs(one.figures[f] - two.figures[f]) for f in ('accuracy', 'kappa_quadratic')}}
         out.append(row | {f'{f}{null}': patient_mean(own[f'{f}{null}'].to_numpy(float), who, n_boot) for f in LIKENESS for null in ('', '_other', '_dealt')}
                    | {f'{f}_above_other': patient_mean((own[f] - own[f'{f}_other']).to_numpy(float), who, n_boot) for f in LIKENESS})
     return out
@@ -265,7 +266,7 @@ def _audit(l: Look, cfg: GradcamConfig) -> tuple[dict, list[str]]:
         own = np.flatnonzero(l.rows.view == view) if view else np.arange(len(l))
         at = np.sort(np.random.default_rng(cfg.seed).permutation(own)[:cfg.audit_images])
         table, summary, report = audit_of(l, at, view, classes[at], cfg.mask_dir, cfg.seed, cfg.n_boot)
-        out[view] = summary | ({'masks': {'used': int(report.ok.sum()), 'not_used': report.reason[~report.ok].value_counts().to_dict()}} if report is not None else {})
+        out[view] = summary | ({'masks': {'used': int(report.ok.sum()), 'not_used': report.reason[~report.ok].str.partition(': ')[2].str.rstrip('.').value_counts().to_dict()}} if report is not None else {})
         tables.append(table.assign(model=view))
         figures.append(_write_figure(l.run, '_'.join(filter(None, [l.role, 'gradcam_audit', view])), audit_figure(summary, view)))
     _write_csv(l.run, 'heat_audit', l.role, pd.concat(tables, ignore_index=True))
@@ -281,7 +282,7 @@ def _audit_lines(said: dict) -> list[str]:
         regions = [[name, *(decimals(r[k]['mean'], 2) if k in r else '–' for k in ('heat', 'area', 'iou', 'iou_random'))] for name, r in s['regions'].items()]
         lines += [f'## Can the maps {f"of {view} " if view else ""}be trusted? {s["verdict"].capitalize()}', '', f'{s["n"]} images of {s["n_patients"]} patients. The bars were fixed beforehand on models with a planted shortcut (`43_audit`).', '',
                   *markdown_table(['criterion', 'mean', '95 % interval', 'bar', 'verdict', 'what it means'], rows), '', *markdown_table(['region', 'share of heat', 'share of the square', 'overlap (IoU)', 'of a random map'], regions), '']
-        if m := s.get('masks'): lines += [f'Masks: {m["used"]} used' + ''.join(f'; {n} not: {why}' for why, n in m['not_used'].items()) + '.', '']
+        if m := s.get('masks'): lines += [f'Masks: {m["used"]} used' + ''.join(f'; {n} not ({why})' for why, n in m['not_used'].items()) + '.', '']
     return lines
 
 # %% ../nbs/55_heatmaps.ipynb #9c297dfe
@@ -291,13 +292,13 @@ def _mean_text(v: dict | None, digits: int = 2) -> str: return '–' if not v or
 def _class_lines(task: Task, said: dict) -> list[str]:
     "The table by class, and whether anything rises with density."
     c, expected = said['classes'], EXPECTED if task.k == 4 else [''] * task.k
-    rows = [[name, c[l]['area']['n'], c[l]['area']['n_patients'], *(_mean_text(c[l][f]) for f in SHOWN), *([e] if any(expected) else [])] for l, name, e in zip(task.labels, task.display, expected) if l in c]
+    rows = [[name, c[l]['images'], c[l]['no_heat'], c[l]['area']['n_patients'], *(_mean_text(c[l][f]) for f in SHOWN), *([e] if any(expected) else [])] for l, name, e in zip(task.labels, task.display, expected) if l in c]
     told = []
     for f, v in c['trend'].items():
         if v['rho'] is None: told.append(f'{SHOWN[f]}: not defined'); continue
         way = 'not settled' if not v['interval'] or v['interval'][0] <= 0 <= v['interval'][1] else 'rises with the class' if v['rho'] > 0 else 'falls with the class'
         told.append(f'{SHOWN[f]}: {way} (rank correlation {decimals(v["rho"], 2)}, {between(v["interval"], 2)})')
-    return ['## By class', '', *markdown_table(['class', 'images', 'patients', *SHOWN.values(), *(['the seed expects'] if any(expected) else [])], rows), '',
+    return ['## By class', '', *markdown_table(['class', 'images', 'maps without heat', 'patients', *SHOWN.values(), *(['pattern to expect'] if any(expected) else [])], rows), '', 'Figures are of the maps with heat.',
             f'The breast fills {100 * said["breast"]:.0f} % of the square on average: an even map would have that share of its heat inside.', '', *(f'- {t}.' for t in told), '']
 
 
@@ -305,8 +306,8 @@ def _agreement_lines(said: dict) -> list[str]:
     "Pairs of runs, and the cases to review."
     a = said['agreement']
     if a is None: return []
-    rows = [[f'{p["a"]} / {p["b"]}', decimals(p['accuracy_differs']), decimals(p['kappa_quadratic_differs']), decimals(p['same_answer']), _mean_text(p['rho']), _mean_text(p['rho_other']), _mean_text(p['rho_above_other']), _mean_text(p['iou']), _mean_text(p['iou_other'])] for p in a['pairs']]
-    return ['## Do the runs look at the same place?', '', *markdown_table(['runs', 'accuracy differs by', 'quadratic kappa by', 'same answer', 'rank correlation of maps', "with another image's map", 'above it', 'overlap of hottest fifths', "with another image's"], rows), '',
+    rows = [[f'{p["a"]} / {p["b"]}', p['n_maps'], decimals(p['accuracy_differs']), decimals(p['kappa_quadratic_differs']), decimals(p['same_answer']), _mean_text(p['rho']), _mean_text(p['rho_other']), _mean_text(p['rho_above_other']), _mean_text(p['iou']), _mean_text(p['iou_other'])] for p in a['pairs']]
+    return ['## Do the runs look at the same place?', '', *markdown_table(['runs', 'pairs of maps with heat', 'accuracy differs by', 'quadratic kappa by', 'same answer', 'rank correlation of maps', "with another image's map", 'above it', 'overlap of hottest fifths', "with another image's"], rows), '',
             f'{a["review"]} of {a["n"]} images go to review: the runs answer differently, or their maps are no more alike than 95 % of those of different images (`{artefact("heat_review", said["role"])}`). '
             'Metrics that are alike do not show that attention is: compare the columns.', '']
 
@@ -325,11 +326,19 @@ def _layers_page(l: Look, table: pd.DataFrame, what: str, layers: Sequence[str],
     at = first.position.to_numpy(int)[:6]
     small = [l.small(int(i)) for i in at]
     heats = l.maps(at, explained(l, what)[at], layers)
-    return layers_figure([p for p, _ in small], heats, [a for _, a in small], l.settings.image.img_size, first.truth.tolist()[:6], cmap)
+    title = f'true class beside each row; the {what} class is explained; {l.method}' if what in ('predicted', 'true') else f'true class beside each row; {what} is explained; {l.method}'
+    return layers_figure([p for p, _ in small], heats, [a for _, a in small], l.settings.image.img_size, first.truth.tolist()[:6], cmap, title)
 
 
 
 # %% ../nbs/55_heatmaps.ipynb #42aae1fc
+def _remove_old(run: RunDir, role: str, figures: list[str], made: dict[str, bool]) -> None:
+    "What an earlier call with other settings has left and this one did not make."
+    now = {run.file('figure', f) for f in figures}
+    old = [p for p in run.file('figure', 'x').parent.glob(f'{role}_gradcam*.png') if p not in now] + [run.file(k, role) for k, there in made.items() if not there]
+    for p in old: p.unlink(missing_ok=True)
+
+
 def _agree(looks: list[Look], at: np.ndarray, cfg: GradcamConfig) -> tuple[dict | None, list[str]]:
     "Tables and figure of several runs; None for one."
     if len(looks) < 2: return None, []
@@ -346,6 +355,7 @@ def gradcam(cfg: GradcamConfig,
             data_of: Callable[[TrainConfig], DataSet],   # Settings → the images and labels that they ask for
             ) -> tuple[RunDir, str]:                     # The first run, with gradcam/ and figures/, and the role
     "What `mammography gradcam` does."
+    if cfg.mask_dir and not cfg.audit_images: raise ConfigError('is for the audit', 'Leave out --audit-images 0.', where='--mask-dir')
     l = look(cfg.run[0], data_of, cfg.role, cfg.csv, cfg.dicom_root, cfg.num_workers, cfg.device)
     looks = [l, *(look(r, data_of, l.role, cfg.csv, cfg.dicom_root, cfg.num_workers, cfg.device) for r in cfg.run[1:])]
     together(looks)
@@ -364,5 +374,6 @@ def gradcam(cfg: GradcamConfig,
     said = {'run': run.path.name, 'role': role, 'method': l.method, 'explained': cfg.explain, 'n': len(at), 'of': len(l), 'n_patients': table.patient_key.nunique(), 'breast': float(table.breast.mean()), 'classes': classes, 'agreement': agreed,
             'audit': audited, 'seed': cfg.seed, 'n_boot': cfg.n_boot} | provenance()
     with run.write('heat_report', role, 'w') as f: f.write(_page(l.task, said | {'audit_lines': _audit_lines(audited)}, figures))
+    _remove_old(run, role, figures, {'heat_agreement': bool(agreed), 'heat_review': bool(agreed), 'heat_audit': 'views' in audited})
     run.write_json('heat', said, role)
     return run, role

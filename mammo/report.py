@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'MAIN', 'MAKE', 'Heading', 'Words', 'Table', 'Figure', 'tex', 'to_markdown', 'to_tex', 'marked', 'place',
            'prefix', 'run_words', 'figure_rows', 'class_rows', 'endpoint_rows', 'run_pieces', 'seeds_pieces',
-           'lay_main', 'pack_run', 'pack_features', 'report_pack']
+           'cv_pieces', 'lay_main', 'pack_run', 'pack_features', 'report_pack']
 
 # %% ../nbs/60_report.ipynb #28d37c54
 import logging
@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import pandas as pd
 
 from .config import ReportPackConfig, SeedsConfig, TrainConfig
 from .core import ConfigError, Task, between, decimals, markdown_table
@@ -65,7 +67,7 @@ def tex(text: str) -> str:
     "Text for LaTeX: its special characters and ours written so that a plain pdflatex sets them."
     special = {'\\': r'\textbackslash{}', '{': r'\{', '}': r'\}', **{c: '\\' + c for c in '&%$#_'}, '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
                '±': r'$\pm$', '×': r'$\times$', 'κ': r'$\kappa$', '≥': r'$\geq$', '≤': r'$\leq$', '–': '--', '—': '---', '’': "'", '…': r'\ldots{}', '⊕': r'$\oplus$', '→': r'$\to$'}
-    return ''.join(special.get(c, c) for c in text)
+    return re.sub(r'(?<![\w-])-(?=\d)', '$-$', ''.join(special.get(c, c) for c in text))  # a minus is no hyphen
 
 # %% ../nbs/60_report.ipynb #c3b53bb8
 def to_markdown(pieces: Sequence, assets: str) -> str:  # `assets`: the figures' folder as seen from the section
@@ -189,6 +191,15 @@ def seeds_pieces(runs: Sequence[RunDir], role: str, file: str) -> list:
     return [Table(f'{len(used)} trainings that differ in the seed, on the same {who}; sd is the sample standard deviation (ddof 1)', ('run', *(TITLES[f] for f in SHOWN)), tuple(body), tuple(sources)),
             Figure(file, f'Figures of {len(used)} trainings (points) and the 95 % interval of their mean over patients (bars); {who}.')]
 
+# %% ../nbs/60_report.ipynb #e630a36b
+def cv_pieces(cv: RunDir) -> list:   # A folder with `cv_summary.json`
+    "The table of a cross-validation: mean over folds, interval over patients, sample deviation and range over folds."
+    said, source = cv.read_json('cv_summary'), f'{place(cv)}/{artefact("cv_summary")}'
+    known = [(f, said['figures'][f]) for f in SHOWN if f in said['figures']]
+    rows = [(TITLES[f], decimals(v['mean']), between(v.get('interval')), decimals(v['sd']), between(v['range'])) for f, v in known]
+    caption = f'{said["folds"]} folds by patient, {said["n"]} images of {said["n_patients"]} patients, each scored by a model that had not seen the patient'
+    return [Heading('Cross-validation'), Table(caption, ('figure', 'mean', '95 % interval, patients', 'sd over folds', 'range'), tuple(rows), tuple(f'{source}:figures.{f}.mean' for f, _ in known))]
+
 # %% ../nbs/60_report.ipynb #692360c6
 MAIN = r'''% Laid down once by mammography report-pack; it is yours now and will not be touched again.
 \documentclass[11pt]{article}
@@ -239,18 +250,22 @@ def _save(path: Path, fig) -> str:
     return path.name
 
 # %% ../nbs/60_report.ipynb #def5a80e
-def pack_run(run: RunDir, role: str, cfg: ReportPackConfig, data_of: Callable[[TrainConfig], DataSet]) -> tuple[dict[str, str], Task]:  # Kind → file name
+def pack_run(run: RunDir, role: str, task: Task, cfg: ReportPackConfig, data_of: Callable[[TrainConfig], DataSet]) -> dict[str, str]:  # Kind → file name
     "The figures of one run, at 300 dots an inch."
-    said = run.read_json('summary')
-    task = Task.from_dict(said['task'])
-    name, out = prefix(run, task, said['seed']), Path(cfg.assets_dir)
+    name, out = prefix(run, task, run.read_json('summary')['seed']), Path(cfg.assets_dir)
     files = {'train': _save(out / f'{name.format("train")}.png', training_figure(run))}
     if task.kind == 'multiclass': files['confusion'] = _save(out / f'{name.format("confusion")}.png', confusion_figure(task, run.read_json('metrics', role)))
     if cfg.gradcam:
         fig, table = draw_examples(look(run.path, data_of, role, cfg.csv, cfg.dicom_root, cfg.num_workers, cfg.device), per=cfg.per, cmap=cfg.cmap)
         files['gradcam'] = _save(out / f'{name.format("gradcam")}.png', fig)
-        with atomic(out / f'{name.format("gradcam")}.csv') as f: table.drop(columns='position').to_csv(f, index=False)
-    return files, task
+        with atomic(out / f'{name.format("gradcam")}.csv') as f: _by_row(run, role, table).to_csv(f, index=False)
+    return files
+
+
+def _by_row(run: RunDir, role: str, table: pd.DataFrame) -> pd.DataFrame:
+    "The choice of examples for a folder that will be published: rows of the run's predictions, from 1, in place of names of images."
+    names = pd.read_csv(run.file('predictions', role), usecols=['sample_id'], dtype=str).sample_id.tolist()
+    return table.drop(columns=['position', 'sample_id']).assign(row=[names.index(s) + 1 for s in table.sample_id])
 
 
 def pack_features(run: RunDir, role: str, task: Task, assets: Path) -> list:  # Pieces
@@ -267,19 +282,24 @@ def report_pack(cfg: ReportPackConfig,
     runs = _all_runs(cfg)
     role = cfg.role if cfg.role != 'auto' else 'test' if all(r.has('predictions', 'test') for r in runs) else 'val'
     for r in runs: role_of(r, role)
-    assets, blocks, own, tasks = Path(cfg.assets_dir), {}, {}, set()
-    for run in runs:
-        files, task = pack_run(run, role, cfg, data_of)
-        tasks.add(task)
-        key = prefix(run, task, run.read_json('summary')['seed']).format('model')
-        if key in own: raise ConfigError(f'{run.path.name} and {own[key].path.name} would write the same files', 'Give runs with different seeds.', where='--run')
-        own[key], blocks[key] = run, run_pieces(run, role, task, files)
-    if len(tasks) > 1: raise ConfigError('the runs have different tasks', 'Give runs of one task.', where='--run')
-    task = tasks.pop()
+    task, keys = _task_and_keys(runs)
+    assets = Path(cfg.assets_dir)
+    blocks = {k: run_pieces(r, role, task, pack_run(r, role, task, cfg, data_of)) for k, r in zip(keys, runs)}
+    for cv in filter(lambda r: r.has('cv_summary'), (find_training(w, flag='--run') for w in cfg.run)): blocks[f'{task.name}_{cv.path.name}'] = cv_pieces(cv)
     folds = [r for r in runs if re.fullmatch(r'fold_\d+', r.path.parent.name)]
     if len(runs) > 1 and not folds: blocks[f'{task.name}_seeds'] = _pack_seeds(runs, role, task, assets, cfg.n_boot)
     blocks['embeddings'] = pack_features(runs[0], role, task, assets)
     return _write(assets, task, blocks)
+
+
+def _task_and_keys(runs: list[RunDir]) -> tuple[Task, list[str]]:
+    "The one task, and the name of each run's block. Raises `ConfigError` before anything is drawn where runs would overwrite each other."
+    said = [r.read_json('summary') for r in runs]
+    tasks = [Task.from_dict(s['task']) for s in said]
+    if len(set(tasks)) > 1: raise ConfigError('the runs have different tasks', 'Give runs of one task.', where='--run')
+    keys = [prefix(r, t, s['seed']).format('model') for r, t, s in zip(runs, tasks, said)]
+    if twice := [(a, b) for i, a in enumerate(keys) for b in range(i) if keys[b] == a]: raise ConfigError(f'{place(runs[keys.index(twice[0][0])])} and another run would write the same files ({twice[0][0]})', 'Give runs with different seeds.', where='--run')
+    return tasks[0], keys
 
 
 def _pack_seeds(runs: list[RunDir], role: str, task: Task, assets: Path, n_boot: int) -> list:
