@@ -28,7 +28,7 @@ def a_look(folder, rows, columns, size):
 
 
 def bare(model, x):
-    model.requires_grad_(True).eval()
+    model.open(None).eval()  # a frozen trunk would run without a backward pass
     for one in x: model(one[None])[0, 0].backward()
     model.zero_grad()
 
