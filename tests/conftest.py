@@ -10,6 +10,14 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / 'shared'
 
 
+LONG = ('test_density', 'test_report', 'test_cli', 'test_search', 'test_ray', 'test_vit', 'test_embed', 'test_validation', 'test_resume')
+
+
+def pytest_collection_modifyitems(items):
+    "Files of few and long tests begin first, or one core waits for them at the end."
+    items.sort(key=lambda i: LONG.index(i.path.stem) if i.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(scope='session')
 def shared():
     "Real images, where they are."
