@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from .audit import audit, audit_figure, muscle_on_square, read_masks
 from .comparing import interval
 from .config import GradcamConfig, TrainConfig
-from .core import ConfigError, DataError, RunError, Task, between, decimals, markdown_table, provenance
+from .core import ConfigError, RunError, Task, between, decimals, markdown_table, provenance
 from .gradcam import FINAL, choose_examples, enlarge, grid, layers_figure, map_agreement, map_figures, review, scaled
 from .looking import Look, look
 from .manifest import DataSet

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .config import ReportPackConfig, SeedsConfig, TrainConfig
+from .config import ReportPackConfig, TrainConfig
 from .core import ConfigError, Task, between, decimals, markdown_table
 from .evidence import role_of
 from .figures import confusion_figure, features_figure, figures_line, role_features, training_figure
