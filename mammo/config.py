@@ -36,7 +36,8 @@ class DataConfig:
     dicom_root: Path | None = None         # Folder with <AccessionNumber>/*.dcm; ./archive where it exists
     dataset: str = ''                      # Name of an adapter, e.g. mini-mias; found from the table's columns when empty
     include_class_5: bool = False          # Keep rows of class 5, which the seed drops
-    classes: Literal['density', 'binary'] = 'density'  # density: A, B, C, D; binary: A and B against C and D
+    classes: Literal['density', 'binary', 'spine', 'chest'] = 'density'  # density: A, B, C, D; binary: A and B against C and D; spine: pathology or not; chest: eight findings
+    near_duplicates: bool = False          # Where no patient is known, images that look alike count as one patient
     subset: int = 0                        # About so many images, whole patients of every class and role; 0 = all
     val_split: float = 0.2                 # Share of patients that choose the epoch
     test_split: float = 0.0                # Share of patients that nothing touches before the final evaluation
@@ -95,7 +96,8 @@ class ModelConfig(BackboneConfig):
     train_backbone: bool = True         # --no-train-backbone trains the head only
     unfreeze_last_block: bool = False   # Train the last stage and the head
     unfreeze_last: int = 0              # Train the last N stages and the head
-    freeze_bn: Literal['auto', 'yes', 'no'] = 'auto'  # Keep BatchNorm's statistics; auto: where the weights have them folded into the convolutions
+    unfreeze_layers: int = 0            # Train the last N layers that have weights (convolutions, norms, linear), and the head
+    freeze_bn: Literal['auto', 'yes', 'no', 'all'] = 'auto'  # Keep BatchNorm's statistics; auto: where the weights have them folded into the convolutions; all: scale and shift too
     dropout: float = 0.2                # In front of the head, 0 to 1
     embeddings_dir: Path | None = None  # A folder made by embed; the head then sees an image's row of features beside the image
     fusion: bool = False                # Says aloud that --embeddings-dir has to be there
@@ -104,16 +106,17 @@ class ModelConfig(BackboneConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        at_least(self, unfreeze_layers=0)
         if self.fusion and not self.embeddings_dir: raise ConfigError('needs the features', 'Add --embeddings-dir FOLDER, made by mammography embed.', where='--fusion')
         if self.missing_embeddings == 'placeholder' and not self.embeddings_dir: raise ConfigError('says something about features, and there are none', 'Add --embeddings-dir FOLDER.', where='--missing-embeddings placeholder')
 
     def open_stages(self) -> int | None:  # None: all of them
         "How many stages, counted from the end, are trained."
         if self.unfreeze_last < 0: raise ConfigError(f'is {self.unfreeze_last}', 'Use 0 or more.', where='--unfreeze-last')
-        if self.unfreeze_last and self.unfreeze_last_block: raise ConfigError('say two things', 'Use one of them.', where='--unfreeze-last and --unfreeze-last-block')
-        n = self.unfreeze_last or int(self.unfreeze_last_block)
-        if n and not self.train_backbone: raise ConfigError('trains the head only', 'Leave it out, or leave --unfreeze-last-block and --unfreeze-last out.', where='--no-train-backbone')
-        return n or (None if self.train_backbone else 0)
+        said = [flag(f) for f in ('unfreeze_last', 'unfreeze_last_block', 'unfreeze_layers') if getattr(self, f)]
+        if len(said) > 1: raise ConfigError('say two things', 'Use one of them.', where=' and '.join(said))
+        if said and not self.train_backbone: raise ConfigError('trains the head only', f'Leave it out, or leave {said[0]} out.', where='--no-train-backbone')
+        return self.unfreeze_last or int(self.unfreeze_last_block) or (None if self.train_backbone else 0)
 
 # %% ../nbs/01_config.ipynb #f814b57f
 @dataclass
@@ -126,24 +129,38 @@ class OptimConfig:
     optimizer: Literal['adam', 'adamw', 'sgd'] = 'adam'              # The seed uses adam
     weight_decay: float = 0.0                                        # 0 to 1; not applied to biases and norms
     scheduler: Literal['cosine', 'plateau', 'none'] = 'cosine'       # What the learning rate does after the warm-up
+    min_lr: float = 0.0                                              # Lowest learning rate of the schedule
     warmup_epochs: int = 2                                           # Linear rise from near zero, counted within --epochs
-    class_weights: str = 'auto'                                      # auto (inverse frequency), none, or numbers as 1,2,1,3
+    class_weights: str = 'auto'                                      # auto (inverse frequency), none, or numbers as 1,2,1,3; for findings the weight of positives
+    weight_cap: float = 0                                            # Largest weight that auto gives to the positives of a finding; 0 = no limit
     sampler: Literal['none', 'weighted'] = 'none'                    # weighted draws images of rare classes more often, with replacement
     sampler_power: float = 1.0                                       # 1 makes all classes equally frequent, 0 changes nothing
     balance_twice: bool = False                                      # Allow class weights and the weighted sampler together
-    loss: str = ''                                                   # cross_entropy label_smoothing focal ordinal; default: the task's own
+    loss: str = ''                                                   # cross_entropy label_smoothing focal ordinal binary (two classes), bce (findings); default: the task's own
+    threshold_grid: tuple[float, ...] = ()                           # Lowest, highest, step: search thresholds of largest F1 on val and keep them with the model; default: 0.5
     clip: float = 1.0                                                # Gradient norm at most; 0 = no limit
     accumulate: int = 1                                              # Batches a step of the optimiser
     patience: int = 0                                                # Stop after so many epochs without a better one; 0 = never
-    augment: bool = True                                             # Flip, rotation of 15 degrees, brightness and contrast
+    phases: tuple[str, ...] = ()                                     # Trainings one after another, each from the best epoch before it: NAME:setting=value,…
+    high_res: int = 0                                                # One more phase at this size, pixels: the last 28 layers with weights, BatchNorm kept, rate 1e-5, 3 epochs; 0 = none
+    augment: bool = True                                             # Flip, rotation, zoom, brightness and contrast
+    flip: float = 0.5                                                # Probability of a horizontal flip
+    rotation: float = 15.0                                           # Rotation within so many degrees
+    zoom: float = 0.0                                                # Size within 1 ± this
+    brightness: float = 0.1                                          # Brightness within 1 ± this
+    contrast: float = 0.1                                            # Contrast within 1 ± this
     feature_cache: int = -1                                          # Augmented views an image whose frozen activations are kept; 0 = none, -1 = 8 where stages are frozen and they fit
     feature_cache_gb: float = 20                                     # Above this size, -1 means none; GB on disk while the run lasts
 
     def __post_init__(self):
-        at_least(self, epochs=1, batch_size=1, accumulate=1, warmup_epochs=0, patience=0, clip=0, weight_decay=0, feature_cache=-1, feature_cache_gb=0)
+        at_least(self, epochs=1, batch_size=1, accumulate=1, warmup_epochs=0, patience=0, clip=0, weight_decay=0, feature_cache=-1, feature_cache_gb=0, min_lr=0, weight_cap=0, rotation=0)
         for name in ('lr', 'backbone_lr'):
             value = getattr(self, name)
             if value is not None and not 0 < value < float('inf'): raise ConfigError(f'is {value}', 'Use a number above 0.', where=flag(name))
+        for name, top in (('flip', 1), ('zoom', .9), ('brightness', 1), ('contrast', 1)):
+            if not 0 <= getattr(self, name) <= top: raise ConfigError(f'is {getattr(self, name)}', f'Use 0 to {top}.', where=flag(name))
+        if (grid := self.threshold_grid) and not (len(grid) == 3 and 0 < grid[0] <= grid[1] < 1 and grid[2] > 0): raise ConfigError(f'is {" ".join(map(str, grid))}', 'Give lowest, highest and step, as 0.35 0.6 0.001.', where='--threshold-grid')
+        if self.high_res and self.high_res < 16: raise ConfigError(f'is {self.high_res}', 'Use 16 or more, or 0 for none.', where='--high-res')
         if not 0 <= self.sampler_power <= 1: raise ConfigError(f'is {self.sampler_power}', 'Use 0 to 1.', where='--sampler-power')
         if self.sampler == 'weighted' and self.class_weights != 'none' and not self.balance_twice:
             raise ConfigError('and class weights correct the same imbalance twice', 'Add --class-weights none, or --balance-twice where that is meant.', where='--sampler weighted')
@@ -156,6 +173,7 @@ class BaseRunConfig:
     seed: int = 42                                          # Initial weights, order, augmentation, dropout
     resume: bool = False                                    # Continue the newest dead, unfinished run with these settings
     save_best: bool = True                                  # Keep the checkpoint of the best epoch
+    save_optimizer: bool = False                            # Keep the optimiser's state in it too
     precision: Literal['auto', 'fp32', 'bf16'] = 'auto'     # auto: bf16 where the hardware has it
     device: str = 'auto'                                    # auto cpu cuda mps
     num_workers: int = -1                                   # Loader processes; -1 = chosen by the machine, 0 = none

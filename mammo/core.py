@@ -82,6 +82,12 @@ class Task:
         try: return self.labels.index(str(label))
         except ValueError: raise DataError(f'unknown label {label!r}', f'Known are {", ".join(self.labels)}.', where=f'task {self.name}') from None
 
+    def one(self, label: object) -> 'Task':
+        "One finding of a multilabel task as a question of its own, absent or present."
+        if self.kind != 'multilabel': raise ConfigError(f'has classes that exclude each other: {", ".join(self.labels)}', 'One label can be taken out of findings only.', where=f'task {self.name}')
+        name, shown = self.labels[self.index(label)], self.display[self.index(label)]
+        return Task(f'{self.name}_{name}', (f'no_{name}', name), monitor=self.monitor, display=(f'no {shown}', shown))
+
     def to_dict(self) -> dict: return asdict(self)
 
     @classmethod

@@ -28,6 +28,7 @@ class Augment:
     degrees: float = 15.0      # Rotation within ± this
     brightness: float = 0.1    # Factor within 1 ± this
     contrast: float = 0.1      # Factor within 1 ± this
+    zoom: float = 0.0          # Size within 1 ± this
 
     def draw(self, seed: int, epoch: int, sample: str) -> tuple[bool, float, float, float]:
         "Flip, angle in degrees, brightness factor, contrast factor."
@@ -35,11 +36,16 @@ class Augment:
         u = np.frombuffer(digest, '<u8').astype(np.float64) / 2**64  # four numbers in [0, 1)
         return bool(u[0] < self.flip), float((2 * u[1] - 1) * self.degrees), float(1 + (2 * u[2] - 1) * self.brightness), float(1 + (2 * u[3] - 1) * self.contrast)
 
+    def fifth(self, seed: int, epoch: int, sample: str) -> float:  # In [0, 1)
+        "One number more, drawn apart: the four before it are the same with and without a zoom."
+        return int.from_bytes(hashlib.sha256(f'{seed}/{epoch}/{sample}/zoom'.encode()).digest()[:8], 'little') / 2**64
+
     def __call__(self, img: Tensor, seed: int, epoch: int, sample: str) -> Tensor:
         "One view of an image (1, S, S), uint8 or float in [0, 1]."
         flip, angle, brightness, contrast = self.draw(seed, epoch, sample)
         if flip: img = F.horizontal_flip(img)
-        img = F.rotate(img, angle, interpolation=InterpolationMode.BILINEAR)
+        if self.zoom: img = F.affine(img, angle=angle, translate=[0, 0], scale=1 + self.zoom * (2 * self.fifth(seed, epoch, sample) - 1), shear=[0., 0.], interpolation=InterpolationMode.BILINEAR)
+        else: img = F.rotate(img, angle, interpolation=InterpolationMode.BILINEAR)
         return F.adjust_contrast(F.adjust_brightness(img, brightness), contrast)
 
 # %% ../nbs/16_loading.ipynb #ac696451
@@ -113,13 +119,14 @@ class EpochBatches:
     def __len__(self) -> int: return max(0, -(-self.n // self.batch_size) - self.skip)
 
 # %% ../nbs/16_loading.ipynb #0ba1f6d7
-def sampling_chances(target: np.ndarray,   # (N,) class indices
+def sampling_chances(target: np.ndarray,   # (N,) class indices, or (N, L) of 1, 0 and NaN
                      power: float = 1.0,   # 1: every class equally often; 0: as the images are; between: in between
                      ) -> np.ndarray:      # (N,) float64, above zero
-    "Chances that even out the classes: n_class to the power of −power."
-    if np.ndim(target) != 1: raise ConfigError('is for classes that exclude each other', 'Use class weights for findings.', where='--sampler weighted')
-    counts = np.bincount(target)
-    return (1. / counts[target]) ** power
+    "Chances that even out the classes: n_class to the power of −power. Of findings the rarest one in an image decides, and an image without any is drawn like those with the most frequent."
+    if np.ndim(target) == 1: return (1. / np.bincount(target)[target]) ** power
+    present = np.asarray(target) == 1
+    counts = np.maximum(present.sum(0), 1)
+    return np.where(present, (counts.max() / counts) ** power, 1.).max(1)
 
 # %% ../nbs/16_loading.ipynb #ed552921
 def auto_workers(device: str = 'cpu') -> int:  # Loader processes

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'Backbone', 'backbone', 'Staged', 'Classifier', 'build', 'count_parameters', 'norms_are_folded',
-           'param_groups', 'Weights', 'weights_cache', 'published_weights', 'find_weights', 'make_model']
+           'published_state', 'param_groups', 'Weights', 'weights_cache', 'published_weights', 'find_weights',
+           'make_model']
 
 # %% ../nbs/20_models.ipynb #cfd33946
 import json
@@ -130,12 +131,20 @@ class Staged(nn.Module):
         for i, s in enumerate(self.stages): s.requires_grad_(i >= self.frozen)
         return self.train(self.training)
 
+    def open_layers(self, n: int) -> 'Staged':
+        "Train the last n layers that have weights, and what comes after the stages. A stage may be open in part. Raises `ConfigError` where there are not so many."
+        layers = [m for m in self.stages.modules() if any(True for _ in m.parameters(recurse=False))]
+        if n > len(layers): raise ConfigError(f'is {n}, and {self.row.name} has {len(layers)} layers with weights', 'Leave it out to train all of them.', where='--unfreeze-layers')
+        last = set(layers[len(layers) - n:])
+        self.open(len(self.stages) - next((i for i, s in enumerate(self.stages) if last & set(s.modules())), len(self.stages)))
+        for m in layers[:len(layers) - n]: m.requires_grad_(False)
+        return self.train(self.training)
+
     def train(self, mode: bool = True) -> 'Staged':
         super().train(mode)
         for s in self.stages[:self.frozen]: s.eval()
-        if self.freeze_bn:
-            for m in self.stages.modules():
-                if isinstance(m, nn.BatchNorm2d): m.eval()
+        for m in self.stages.modules():
+            if isinstance(m, nn.BatchNorm2d) and (self.freeze_bn or not m.weight.requires_grad): m.eval()
         return self
 
 # %% ../nbs/20_models.ipynb #82da9082
@@ -208,6 +217,18 @@ def norms_are_folded(state: dict[str, Tensor]) -> bool:
     if not bases: return False
     flat = all(not state[b + 'running_mean'].any() and (state[b + 'running_var'] - 1).abs().max() < 1e-3 for b in bases)
     return flat and any(state[b + 'bias'].any() for b in bases)
+
+# %% ../nbs/20_models.ipynb #0b2f23e0
+def published_state(model: Classifier,         # With a linear head
+                    ) -> dict[str, Tensor]:    # torchvision's keys
+    "The weights as torchvision calls them. Raises `ConfigError` for a head that torchvision does not have."
+    if not isinstance(model.head, nn.Linear): raise ConfigError('has a head that fuses features, which torchvision does not know', 'Use the checkpoint of the run.', where=model.row.name)
+    with torch.device('meta'): head = [n for n, m in tv.get_model(model.row.name, weights=None).named_modules() if isinstance(m, nn.Linear)][-1]
+    out = {}
+    for i, names in enumerate(model.row.stages):
+        for j, name in enumerate(names): out |= {f'{name}.{k}': v for k, v in model.stages[i][j].state_dict().items()}
+    own = {'tokens.pos_embedding': 'encoder.pos_embedding'}
+    return {own.get(k, k.removeprefix('tokens.')): v for k, v in out.items()} | {f'{head}.{k}': v for k, v in model.head.state_dict().items()}
 
 # %% ../nbs/20_models.ipynb #fa24fa06
 def param_groups(model: Classifier,        # After `open`
@@ -309,6 +330,10 @@ def make_model(cfg: ModelConfig, out_dim: int, img_size: int) -> tuple[Classifie
     model = build(row, out_dim, cfg.dropout, w.state, cfg.channels)
     if (n := cfg.open_stages() or 0) > len(model.stages): raise ConfigError(f'is {n}, and {row.name} has {len(model.stages)} stages', 'Leave it out to train all of them.', where='--unfreeze-last')
     folded = w.state is not None and norms_are_folded(w.state)
-    model.freeze_bn = {'yes': True, 'no': False}.get(cfg.freeze_bn, folded)
+    model.freeze_bn = {'yes': True, 'all': True, 'no': False}.get(cfg.freeze_bn, folded)
     record = w.record | {'input_spec': w.spec.to_dict() | {'size': img_size}, 'norms_folded': folded, 'freeze_bn': model.freeze_bn}
-    return model.open(cfg.open_stages()), replace(w.spec, size=img_size), record
+    model.open_layers(cfg.unfreeze_layers) if cfg.unfreeze_layers else model.open(cfg.open_stages())
+    if cfg.freeze_bn == 'all':
+        for m in model.stages.modules():
+            if isinstance(m, nn.BatchNorm2d): m.requires_grad_(False)
+    return model, replace(w.spec, size=img_size), record

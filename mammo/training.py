@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['log', 'OPTIMIZERS', 'CPU_PIXELS', 'CHECKPOINT', 'lr_factor', 'make_optimizer', 'Encoder', 'Learner', 'Answers', 'ask',
-           'train_epoch', 'checkpoint', 'read_checkpoint', 'load_learner', 'Progress', 'keep_activations', 'fit',
-           'history_row', 'save', 'restore']
+           'train_epoch', 'checkpoint', 'read_checkpoint', 'load_learner', 'one_label', 'Progress', 'keep_activations',
+           'fit', 'history_row', 'save', 'restore']
 
 # %% ../nbs/32_training.ipynb #74d774bb
 import logging
 import math
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from .fusion import FusedHead
 from .loading import Images, ToInput, auto_workers, make_loader, sampling_chances
 from .metrics import quick_metrics, selection_key
 from .models import Classifier, backbone, build, param_groups
-from .objectives import Objective
+from .objectives import Binary, BinaryCrossEntropy, Objective
 from .runs import RunDir
 
 # %% ../nbs/32_training.ipynb #3f803ff2
@@ -170,8 +171,9 @@ def _backward(learner: Learner, batch: list[Tensor], images: Images | Activation
     logits, target = learner.logits(x, i, images), target.to(learner.fabric.device)
     num, den = learner.objective.loss_sum(logits, target)
     learner.fabric.backward(num)
-    hits = learner.objective.decode(learner.objective.probs(logits.detach())) == target
-    return torch.tensor([float(num.detach()), float(den), float(hits.sum()), hits.numel()], dtype=torch.float64)
+    known = target == target  # a finding may be unknown (NaN)
+    hits = (learner.objective.decode(learner.objective.probs(logits.detach())) == target) & known
+    return torch.tensor([float(num.detach()), float(den), float(hits.sum()), float(known.sum())], dtype=torch.float64)
 
 
 def _step(optimizer: torch.optim.Optimizer, cfg: OptimConfig, fabric: lf.Fabric, den: float, factor: float) -> None:
@@ -180,7 +182,7 @@ def _step(optimizer: torch.optim.Optimizer, cfg: OptimConfig, fabric: lf.Fabric,
     add_gradients(fabric, params)
     if den: torch._foreach_div_([p.grad for p in params if p.grad is not None], den)
     if cfg.clip: torch.nn.utils.clip_grad_norm_(params, cfg.clip)
-    for g in optimizer.param_groups: g['lr'] = g['base_lr'] * factor
+    for g in optimizer.param_groups: g['lr'] = (low := min(cfg.min_lr, g['base_lr'])) + (g['base_lr'] - low) * factor
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -215,6 +217,25 @@ def load_learner(path: str | Path, device: str = 'auto', precision: str = 'auto'
     model.load_state_dict(ckpt.pop('model'))
     model.open(len(model.stages) - ckpt['frozen'])
     return Learner(model.eval(), InputSpec.from_dict(ckpt['input_spec']), make_fabric(device, precision), Task.from_dict(ckpt['task']), objective), ckpt
+
+# %% ../nbs/32_training.ipynb #73948f48
+def one_label(learner: Learner,   # Of findings
+              label: str,
+              ) -> Learner:       # Absent or present, with the finding's own threshold
+    "The model of one finding. Nothing is copied but a row of the head."
+    at, model, head = learner.task.index(label), copy(learner.model), learner.model.head
+    model._modules = dict(model._modules)
+    if isinstance(head, FusedHead): model.head = copy(head); model.head._modules = dict(head._modules); model.head.linear = _row(head.linear, at)
+    else: model.head = _row(head, at)
+    limit = learner.objective.thresholds[at:at + 1] if isinstance(learner.objective, BinaryCrossEntropy) else ()
+    return Learner(model, learner.spec, learner.fabric, learner.task.one(label), Binary(2, thresholds=limit))
+
+
+def _row(linear: torch.nn.Linear, at: int) -> torch.nn.Linear:
+    "One output of a linear layer."
+    own = torch.nn.Linear(linear.in_features, 1, device=linear.weight.device)
+    own.load_state_dict({'weight': linear.weight.detach()[at:at + 1], 'bias': linear.bias.detach()[at:at + 1]})
+    return own.requires_grad_(False)
 
 # %% ../nbs/32_training.ipynb #7575dbf5
 @dataclass
@@ -283,7 +304,7 @@ def fit(learner: Learner,
             row = history_row(epoch, moved, answers.loss, metrics, optimizer, time.perf_counter() - clock)
             progress.note(row)
             better = progress.judge(selection_key(metrics, learner.task.monitor), optim)
-            if fabric.is_global_zero: _save_epoch(run, checkpoint(learner, epoch + 1, metrics, extra), optimizer, progress, better and cfg.save_best)
+            if fabric.is_global_zero: _save_epoch(run, checkpoint(learner, epoch + 1, metrics, extra), optimizer, progress, better and cfg.save_best, cfg.save_optimizer)
             if on_epoch: on_epoch(epoch + 1, row)
             bar.set_postfix(epoch=epoch + 1, loss=f'{moved["loss"]:.3f}', kappa=metrics['kappa'], best=progress.best_epoch)
     return progress
@@ -301,10 +322,11 @@ def save(run: RunDir, kind: str, state: dict) -> None:
     with run.write(kind) as f: torch.save(state, f)
 
 
-def _save_epoch(run: RunDir, state: dict, optimizer: torch.optim.Optimizer, progress: Progress, best: bool) -> None:
+def _save_epoch(run: RunDir, state: dict, optimizer: torch.optim.Optimizer, progress: Progress, best: bool, keep_optimizer: bool = False) -> None:
     "What a resume needs, and the best model where this epoch gave it."
-    if best: save(run, 'best', state)
-    save(run, 'last', state | {'optimizer': optimizer.state_dict(), 'progress': asdict(progress)})
+    moving = {'optimizer': optimizer.state_dict()}
+    if best: save(run, 'best', state | (moving if keep_optimizer else {}))
+    save(run, 'last', state | moving | {'progress': asdict(progress)})
     run.write_json('history', progress.history)
 
 
