@@ -456,6 +456,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mammo.endpoints._rows': ('endpoints.html#_rows', 'mammo/endpoints.py'),
                                  'mammo.endpoints._said': ('endpoints.html#_said', 'mammo/endpoints.py'),
                                  'mammo.endpoints.at_threshold': ('endpoints.html#at_threshold', 'mammo/endpoints.py'),
+                                 'mammo.endpoints.best_f1': ('endpoints.html#best_f1', 'mammo/endpoints.py'),
                                  'mammo.endpoints.choose_threshold': ('endpoints.html#choose_threshold', 'mammo/endpoints.py'),
                                  'mammo.endpoints.cut_points': ('endpoints.html#cut_points', 'mammo/endpoints.py'),
                                  'mammo.endpoints.decision_curve': ('endpoints.html#decision_curve', 'mammo/endpoints.py'),
