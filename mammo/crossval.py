@@ -25,7 +25,7 @@ from .config import TrainConfig, fingerprint, flat
 from .core import ConfigError, MammoError, RunError, provenance
 from .manifest import DataSet, label_columns
 from .metrics import patient_index, resample_counts
-from .pipeline import cache_folder, chosen, gather
+from .material import cache_folder, chosen, gather
 from .runs import RunDir
 from .splits import assign_roles, group_folds, split_proof
 
