@@ -20,6 +20,7 @@ from mammo.core import ConfigError, DataError
 from mammo.ingest import open_pixels
 from mammo.manifest import patient_unknown, select_readable
 from mammo.splits import LeakError, deal, split_proof
+from mammo.twins import group_files
 from mammo.xray import CHEST, SPINE, chest_dataset, chest_images, nih_chestxray14, spine_dataset, spine_images, vindr_spinexr
 
 HOW = {'key': b'a fixed key for all of the tests', 'workers': 0, 'progress': False}
@@ -144,6 +145,10 @@ def test_vindr_loads_as_published(vindr, csv):
 def test_vindr_parts_and_leaks(vindr):
     assert set(vindr_spinexr(vindr / 'annotations/test.csv', vindr, **HOW).manifest.role) == {'test'}
     assert spine_dataset('', None, vindr, **HOW).name == 'vindr-spinexr'
+    (vindr / 'test_images').rename(vindr / 'later')
+    without = vindr_spinexr(vindr / 'annotations', vindr, **HOW)
+    assert set(without.manifest.role) == {''} and without.reasons['missing_folder'] == 1 and len(select_readable(without, min_readable=.8).manifest) == 4
+    (vindr / 'later').rename(vindr / 'test_images')
     with open(vindr / 'annotations/test.csv', 'a') as f: f.write('\ns1,r9,z3,rad3,No finding,,,,\n')
     with pytest.raises(LeakError, match='1 studies'): vindr_spinexr(vindr / 'annotations', vindr, **HOW)
     with pytest.raises(ConfigError, match='lesion_type'): vindr_spinexr(_write(vindr / 'x.csv', 'image_id,label\na1,1\n'), vindr, **HOW)
@@ -180,3 +185,34 @@ def test_real_images(shared):
     chest = chest_dataset('', shared / 'data/nih-64/labels.csv', **HOW)
     assert (chest.name, len(chest.manifest), chest.manifest.patient_key.nunique()) == ('chest-images', 573, 134) and not chest.manifest[list(CHEST.labels)].isna().any(axis=None)
     assert split_proof(deal(chest.manifest, .2, .2, labels=CHEST.labels))['disjoint']
+
+
+def test_real_dicom_of_other_body_parts_is_let_in(shared, tmp_path):
+    "A chest CR in MONOCHROME1 and a DX image: nothing has to be waived."
+    names = ('gdcm-CR-MONO1-10-chest.dcm', 'dx_image.dcm')
+    rows = ''.join(f'{shared / "data/dicom" / n},{i},0,0,0,0,0,0,1\n' for i, n in enumerate(names))
+    data = chest_dataset('', _write(tmp_path / 't.csv', f'path,{",".join(CHEST.labels)}\n{rows}'), **HOW)
+    assert len(data.manifest) == 2 and set(data.manifest.laterality) == {''} and set(data.reasons) <= {'patient_unknown'}
+    assert open_pixels(data.manifest, Prep(size=32, region='full'), 'memory', workers=0, progress=False).report.frame.ok.all()
+
+
+def test_a_copy_of_a_real_image_follows_its_original(shared, tmp_path):
+    "Twelve spine images, three of them saved again as JPEG, smaller or brighter: whatever the seed, a copy has the role of its original."
+    names = [f'spine_{i:03d}.png' for i in range(0, 96, 8)]
+    rows = [(shared / 'data/spine' / n, int(i >= 6)) for i, n in enumerate(names)]
+    for (p, label), change in zip(rows[4:7], (lambda im: im, lambda im: im.resize((200, 400)), lambda im: im.point(lambda v: min(255, int(v * 1.2))))):
+        change(Image.open(p).convert('L')).save(tmp_path / f'{p.stem}_again.jpg', quality=60)
+        rows.append((tmp_path / f'{p.stem}_again.jpg', label))
+    data = spine_images(_write(tmp_path / 't.csv', 'path,label\n' + ''.join(f'{p},{l}\n' for p, l in rows)), **HOW)
+    grouped = group_files(data, workers=0, progress=False)
+    assert (data.manifest.patient_key.nunique(), grouped.manifest.patient_key.nunique()) == (15, 12) and grouped.audit[-1]['detail'].startswith('3 groups with 6 of 15 images; labels differ in 0')
+    for seed in range(20):
+        m = deal(grouped.manifest, .3, .3, seed=seed)
+        assert (m.groupby(m.sample_id.str.removesuffix('_again')).role.nunique() == 1).all()
+    apart = [(m.groupby(m.sample_id.str.removesuffix('_again')).role.nunique() > 1).any() for m in (deal(data.manifest, .3, .3, seed=s) for s in range(20))]
+    assert any(apart), 'without groups the copies would not have been torn apart, so that this test proves nothing'
+
+
+def test_the_real_spine_images_hold_no_copies(shared):
+    data = spine_dataset('', shared / 'data/spine/labels.csv', **HOW)
+    assert group_files(data, workers=0, progress=False) is data
