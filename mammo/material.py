@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'fabric_of', 'prep_of', 'read_options', 'cache_folder', 'augment_of', 'need_labels', 'scan_settings',
-           'Material', 'chosen', 'gather']
+           'with_twins', 'Material', 'chosen', 'gather']
 
 # %% ../nbs/33_material.ipynb #cd0d3d69
 import logging
@@ -25,7 +25,8 @@ from .ingest import Pixels, open_pixels
 from .loading import Augment, Images
 from .manifest import DataSet, label_columns, manifest_record, select_readable
 from .runs import RunDir
-from .splits import assign_roles, split_proof, subset
+from .splits import deal, split_proof, subset
+from .twins import group_files
 
 # %% ../nbs/33_material.ipynb #c8a02422
 log = logging.getLogger('mammo')
@@ -66,6 +67,15 @@ def scan_settings(cfg: TrainConfig | EmbedConfig) -> dict:
     "What every adapter is told of how headers are read: by how many processes, remembered where, with which limits."
     return {'workers': None if cfg.run.num_workers < 0 else cfg.run.num_workers, 'cache': cache_folder(cfg) if cfg.image.cache_mode == 'disk' else None, 'options': read_options(cfg)}
 
+# %% ../nbs/33_material.ipynb #03c2386e
+def with_twins(data: DataSet,               # Before roles are dealt
+               cfg: TrainConfig | EmbedConfig,
+               ) -> DataSet:
+    "The same images; with `--near-duplicates`, those that look alike and whose patient nobody knows count as one patient."
+    if not cfg.data.near_duplicates: return data
+    how = scan_settings(cfg)
+    return group_files(data, how['cache'], how['options'], workers=how['workers'])
+
 # %% ../nbs/33_material.ipynb #f2653c4c
 @dataclass
 class Material:
@@ -105,7 +115,7 @@ def chosen(data: DataSet,
     if not c.subset or c.subset >= len(data.manifest): return data
     if data.task is None: raise ConfigError('needs labels', 'Leave it out.', where='--subset')
     labels = [l for l in label_columns(data.task) if l != 'target']
-    dealt = assign_roles(data.manifest, c.val_split, c.test_split, c.cal_split, c.split_seed, labels)
+    dealt = deal(data.manifest, c.val_split, c.test_split, c.cal_split, c.split_seed, labels)
     few = subset(dealt, c.subset, c.split_seed, labels).reset_index(drop=True)
     log.info('--subset %d: %d of %d images; whole patients, and every class in every role that has it', c.subset, len(few), len(dealt))
     return DataSet(data.name, data.task, few, data.audit)
@@ -127,7 +137,7 @@ def gather(data: DataSet,
     if run: run.write_json('manifest', manifest_record(data) | {'ingest': summary, 'refused': frame[~frame.ok][['sample_id', 'reason', 'detail']].to_dict('records')})
     log.info('%d images, %d readable, %d decoded, %d from the store', len(frame), frame.ok.sum(), summary['decoded'], summary['from_store'])
     kept = select_readable(data, frame, c.min_readable, bool(needed))
-    manifest = kept.manifest if data.task is None or (kept.manifest.role != '').all() else assign_roles(kept.manifest, c.val_split, c.test_split, c.cal_split, c.split_seed, [l for l in label_columns(kept.task) if l != 'target'])
+    manifest = kept.manifest if data.task is None or (kept.manifest.role != '').all() else deal(kept.manifest, c.val_split, c.test_split, c.cal_split, c.split_seed, [l for l in label_columns(kept.task) if l != 'target'])
     for role in needed:
         if not (manifest.role == role).any(): raise DataError(f'no patient is left for {role}', 'Add patients, or change --val-split.', where=data.name)
     summary['remarks'] = {name: list(notes) for name, notes in zip(frame.sample_id, frame.notes) if notes}

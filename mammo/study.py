@@ -66,7 +66,8 @@ def phase_table(run: RunDir,
         score = statistic_for(task, target, probs, None, group, n)
         counts = np.column_stack([np.ones(n), resample_counts(n, n_boot)]).astype(float)
         s = score(counts)
-        now = np.column_stack([s['auroc'], s['auroc_macro']])[:, -len(names):]  # of two classes the second; first row: as they are
+        lost = (np.isnan(s['auroc']) & ~np.isnan(s['auroc'][0])).any(1)  # an average over fewer labels is another figure
+        now = np.column_stack([s['auroc'], np.where(lost, np.nan, s['auroc_macro'])])[:, -len(names):]  # of two classes the second; first row: as they are
         ends = lambda x: np.nanquantile(x[1:], (.025, .975), axis=0) if n_boot else np.full((2, len(names)), np.nan)
         (low, high), change = ends(now), now - (np.nan if before is None else before)
         down, up = ends(change) if before is not None else np.full((2, len(names)), np.nan)

@@ -104,11 +104,11 @@ def _nih_roles(table: pd.DataFrame, places: list[Path], audit: list) -> list[str
 
 
 def nih_chestxray14(csv: str | Path,         # Data_Entry_2017.csv, also in its edition of 2020
-                    dicom_root: str | Path,  # Holds images_001/images/ …, images/ or the images; the lists lie here or beside the table
+                    dicom_root: str | Path | None = None,  # Holds images_001/images/ …, images/ or the images; the lists lie here or beside the table; default: the table's folder
                     **how,                   # workers, key, cache, options, progress: as in `scan`
                     ) -> DataSet:
     "ChestX-ray14 with eight of its findings; images of the official test list have the role `test`."
-    table, root, audit = read_table(csv), image_folder(dicom_root), []
+    table, root, audit = read_table(csv), image_folder(dicom_root or Path(csv).parent), []
     _need(table, ('Image Index', 'Finding Labels', 'Patient ID'), 'table Data_Entry_2017.csv', f'--csv {csv}')
     column = lambda *names: next((table[n] for n in names if n in table), pd.Series('', table.index))
     table = table.assign(view=column('View Position'), sex=column('Patient Gender', 'Patient Sex'), age=_ages(list(column('Patient Age')), audit))
