@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['ROLE_NOTES', 'LAST_NOTE', 'SAME', 'EXAM_RULE', 'role_note', 'prediction_table', 'exam_index', 'Exams', 'exam_level',
-           'exam_table', 'score', 'score_exams', 'trust', 'write_role']
+           'exam_table', 'score', 'score_exams', 'fit_thresholds', 'trust', 'write_role']
 
 # %% ../nbs/33_evaluation.ipynb #e2e8a267
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from .calibration import calibration_metrics, coverage, temper
-from .core import DataError, Task
-from .endpoints import endpoint_of, evaluate_endpoint, format_endpoint
+from .core import ConfigError, DataError, Task
+from .endpoints import best_f1, endpoint_of, evaluate_endpoint, format_endpoint
 from .manifest import label_columns
 from .metrics import evaluate, format_metrics
 from .objectives import Objective
@@ -225,6 +225,32 @@ def _exam_text(result: dict) -> str:
     "What `score_exams` found as aligned text, with the rule in the title."
     who = f'{result["n_disagreeing"]} of {result["n"]} exams have views that disagree, {result["n_breasts_disagreeing"]} have breasts that disagree'
     return format_metrics(result | {'notes': [who, *result['notes']]}, title=f'by exam: {EXAM_RULE}')
+
+# %% ../nbs/33_evaluation.ipynb #42d93eff
+def fit_thresholds(learner: Learner,
+                   answers: Answers,                   # On `role`
+                   rows: pd.DataFrame,                 # Manifest rows in the order of the answers
+                   grid: tuple[float, float, float],   # Lowest, highest, step
+                   role: str = 'val',
+                   ) -> tuple[Objective, dict]:        # The objective with its thresholds, and label → record, JSON-ready
+    "Thresholds of largest F1, chosen on val. Raises `ConfigError` for another role or an objective without thresholds."
+    task, objective = learner.task, learner.objective
+    if role != 'val': raise ConfigError(f'{role} may not choose a threshold', 'Choose it on val.', where='fit_thresholds')
+    scores = objective.scores(np.asarray(answers.probs, np.float64))
+    if not scores.shape[1]: raise ConfigError(f'{objective.name} has no threshold', where='--threshold-grid')
+    truth = (answers.target == 1)[:, None].astype(float) if task.kind == 'multiclass' else np.asarray(answers.target, float)
+    records = {l: _record(scores[:, i], truth[:, i], rows.patient_key.to_numpy(), grid, role) for i, l in enumerate(task.labels[-scores.shape[1]:])}
+    return replace(objective, thresholds=tuple(r['threshold'] for r in records.values())), records
+
+
+def _record(score: np.ndarray, truth: np.ndarray, patients: np.ndarray, grid: tuple, role: str) -> dict:
+    "The threshold of one finding, and what chose it."
+    known = ~np.isnan(truth)
+    score, positive = score[known], truth[known] == 1
+    who = {'rule': 'f1', 'value': list(grid), 'chosen_on': role, 'n': int(known.sum()), 'n_positive': int(positive.sum()), 'n_patients': len(set(patients[known]))}
+    if positive.all() == positive.any(): return {'threshold': .5, 'f1': None, 'note': f'{role} shows one side only: 0.5 is kept'} | who
+    best = best_f1(score, positive, *grid)
+    return {'threshold': best['threshold'], 'f1': best['f1']} | who
 
 # %% ../nbs/33_evaluation.ipynb #09d02dd4
 def trust(task: Task, answers: Answers,

@@ -102,7 +102,8 @@ def exams_beside(out: str | Path) -> Path:
 def _write(out: Path, learner: Learner, raw: np.ndarray, rows: pd.DataFrame, more: dict[str, object], refused: pd.DataFrame, calibration: dict) -> pd.DataFrame:
     "Both tables. The warnings are counted in the log."
     probs = temper(learner.task, raw, calibration['temperature']) if calibration else raw
-    table = prediction_table(learner.task, learner.objective, probs, rows, known=False)
+    objective = learner.objective.tempered(calibration['temperature']) if calibration else learner.objective
+    table = prediction_table(learner.task, objective, probs, rows, known=False)
     table = table.assign(path=rows.rel_path, status='ok', **more)
     if n := sum(map(bool, more['unlike_training'])): log.warning('%d of %d images are unlike the training images (column unlike_training): their probabilities mean less', n, len(rows))
     table = pd.concat([table, refused], ignore_index=True)
@@ -117,7 +118,7 @@ def _write(out: Path, learner: Learner, raw: np.ndarray, rows: pd.DataFrame, mor
 
 def _exam_rows(learner: Learner, raw: np.ndarray, probs: np.ndarray, rows: pd.DataFrame, strange: np.ndarray, calibration: dict) -> pd.DataFrame:
     "The table of exams: probabilities from those of the images after temperature, sets from those before."
-    task, objective = learner.task, learner.objective
+    task, objective = learner.task, learner.objective.tempered(calibration['temperature']) if calibration else learner.objective
     exams = exam_level(task, objective, probs, rows, known=False)
     table = exam_table(task, objective, exams).assign(n_unlike_training=np.bincount(exam_index(rows), strange, len(exams)).astype(int), calibrated=bool(calibration))
     if 'conformal_exam' in calibration: table['prediction_set'] = [set_text(task, s) for s in prediction_sets(calibration['conformal_exam'], exam_level(task, objective, raw, rows, known=False).probs)]
