@@ -25,8 +25,8 @@ from .comparing import FIGURES, interval, score_statistic
 from .config import TrainConfig, fingerprint, flat
 from .core import ConfigError, MammoError, RunError, Task, provenance
 from .manifest import DataSet, label_columns
+from .material import cache_folder, chosen, gather
 from .metrics import patient_index, resample_counts, statistic_for
-from .pipeline import cache_folder, chosen, gather
 from .runs import RunDir
 from .splits import assign_roles, group_folds, split_proof
 

@@ -30,7 +30,7 @@ from .fusion import FeatureTable, load_features
 from .loading import Images, auto_workers, make_loader
 from .manifest import DENSITY, DENSITY_5, DataSet
 from .models import backbone, build, count_parameters, find_weights
-from .pipeline import Material, gather, prep_of
+from .material import Material, gather, prep_of
 from .projections import Projection, clustering_metrics, figure, project, scatter
 from .runs import RunDir, artefact, flat_run, logged
 from .training import Encoder

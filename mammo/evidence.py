@@ -20,7 +20,7 @@ from .core import RunError, between, decimals, markdown_table, provenance
 from .dicom import ReadOptions, read_image
 from .endpoints import decision_curve, decision_figure, endpoint_of, endpoint_scores
 from .manifest import DataSet
-from .pipeline import chosen, read_options
+from .material import chosen, read_options
 from .probes import curve_plot, learning_curve, power_law, write_probes
 from .runs import RunDir, artefact
 from .seeds import Training, find_training, read_training

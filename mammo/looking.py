@@ -26,7 +26,8 @@ from .gradcam import FINAL, layer_names
 from .ingest import open_pixels
 from .loading import Images
 from .manifest import DataSet
-from .pipeline import answer, cache_folder, chosen, load_run, prep_of, read_options
+from .material import cache_folder, chosen, prep_of, read_options
+from .pipeline import answer, load_run
 from .rollout import map_kind, maps_of
 from .runs import RunDir
 from .seeds import Training, find_training, label_role, one_finding, read_whole, support

@@ -28,7 +28,7 @@ from .crossval import finished_run, fold_data, one_of_many, out_of_fold
 from .dicom import ReadOptions, read_image
 from .jobs import map as jobs_map
 from .manifest import DataSet
-from .pipeline import chosen
+from .material import chosen
 from .runs import RunDir
 from .splits import group_folds
 

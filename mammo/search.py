@@ -30,7 +30,8 @@ from .config import FREE, RunConfig, SearchConfig, TrainConfig, TuneConfig, diff
 from .core import ConfigError, DataError, RunError, provenance, stable_hash
 from .jobs import cluster, usable_cpus
 from .manifest import DataSet, label_columns
-from .pipeline import SEARCHED, cache_folder, check, gather, trace, train
+from .material import cache_folder, gather
+from .pipeline import SEARCHED, check, trace, train
 from .runs import SCHEMA, RunDir, json_ready, logged
 from .splits import without_test
 from .training import Progress, read_checkpoint

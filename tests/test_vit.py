@@ -46,7 +46,7 @@ def read(path): return json.loads(path.read_text())
 def finished(folder):
     "Learner, validation images and settings of a finished run."
     from mammo.config import TrainConfig, unflat
-    from mammo.pipeline import gather
+    from mammo.material import gather
     from mammo.recipes.density import density_data
     from mammo.runs import RunDir, load_config
     from mammo.training import load_learner

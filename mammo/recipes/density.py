@@ -17,7 +17,8 @@ from ..crossval import cross_validate, seed_runs
 from ..manifest import DENSITY, DataSet, load_dataset
 from ..metrics import headline
 from ..phantom import write_study
-from ..pipeline import cache_folder, read_options, train
+from ..material import cache_folder, read_options
+from ..pipeline import train
 from ..runs import RunDir, artefact
 from ..seeds import seeds
 

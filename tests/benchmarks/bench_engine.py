@@ -21,7 +21,8 @@ from mammo.config import DataConfig, ImageConfig, ModelConfig, OptimConfig, RunC
 from mammo.crossval import _job, _side_by_side, fold_data, fold_settings
 from mammo.manifest import load_dataset
 from mammo.phantom import write_study
-from mammo.pipeline import gather, train
+from mammo.material import gather
+from mammo.pipeline import train
 
 
 def settings(folder: Path, epochs: int) -> TrainConfig:
