@@ -346,6 +346,7 @@ class SeedsConfig:
     allow_different_data: bool = False             # Table only, for runs that were scored on different images
     n_boot: int = 2000                             # Bootstrap resamples over patients; 0 = none
     boot_seed: int = 0                             # Of the resamples
+    label: tuple[str, ...] = ()                    # Findings that get a page of their own, in a folder of that name, beside the table of all
     overwrite: bool = False                        # Replace a table made from other runs
 
     def __post_init__(self): at_least(self, n_boot=0, boot_seed=0)
@@ -358,6 +359,7 @@ class EvidenceConfig:
     role: Literal['auto', 'val', 'cal', 'test'] = 'auto'   # auto: test where the run has one, else val
     csv: Path | None = None                         # Where the run's table of labels lies now; default: where the run found it
     dicom_root: Path | None = None                  # Where its images lie now
+    label: tuple[str, ...] = ()                     # Findings that are looked at, each as absent or present; default: those with positive images in the role
     by: tuple[str, ...] = ()                        # Columns that make subgroups; default: view, side, vendor, age band and site where they are known
     worst: int = 12                                 # Pictures of the worst errors; 0 = none
     probes: bool = True                             # Can the class be told from background, metadata, sizes or outline? Every file is read once
@@ -412,6 +414,7 @@ class GradcamConfig:
     "What `mammography gradcam` is told."
     run: tuple[Path, ...]                                   # A finished run; or several on the same images, whose maps are compared
     role: Literal['auto', 'val', 'cal', 'test'] = 'auto'    # auto: test where the run has one, else val
+    label: tuple[str, ...] = ()                             # Findings whose maps are drawn, each as absent or present; default: those with positive images in the role
     explain: str = 'predicted'                              # Which class: predicted, true, or a label
     layers: tuple[str, ...] = ()                            # Layers of the layer-wise figure, as stages.3 final; default: four from input to output
     per: int = 2                                            # Examples of each kind and class
@@ -437,6 +440,7 @@ class ReportPackConfig:
     run: tuple[Path, ...]                                   # Finished runs or folds, or their short names; several give the comparison of seeds
     assets_dir: Path = Path('Article/assets')               # Gets the figures; sections/ and the main file of the article lie beside it
     role: Literal['auto', 'val', 'test'] = 'auto'           # auto: test where every run has one, else val
+    label: tuple[str, ...] = ()                             # Findings whose maps are drawn; default: the three with the most positive images in the role
     gradcam: bool = True                                    # Heat maps of examples, for which the images are read; --no-gradcam leaves them out
     per: int = 2                                            # Examples of each kind and class
     cmap: str = 'inferno'                                   # Colours of the heat maps; rainbow is the seed's, from purple to red
@@ -467,6 +471,7 @@ class ExploreConfig:
     role: Literal['auto', 'val', 'cal', 'test'] = 'auto'    # auto: test where the run has one, else val
     csv: Path | None = None                                 # Where the table of labels lies now; default: where the run found it
     dicom_root: Path | None = None                          # Where the images lie now
+    label: str = ''                                         # Finding that is shown first; default: the first with positive images in the role
     comments: Path | None = None                            # File that comments are added to; default: comments.csv in the run
     show_names: bool = False                                # Show names of images, in which the accession number stands; else they are numbers
     port: int = 0                                           # Of the page, on this machine only; 0 = any that is free
@@ -485,6 +490,7 @@ class GalleryConfig:
     run: Path                                               # A finished run
     out: Path = Path('outputs/gallery')                     # Gets index.html and pictures/
     role: Literal['auto', 'val', 'cal', 'test'] = 'auto'    # auto: test where the run has one, else val
+    label: str = ''                                         # Finding that is shown; default: the first with positive images in the role
     explain: Literal['predicted', 'true'] = 'predicted'     # Which class the maps are for
     layer: str = 'final'                                    # Of which layer
     images: int = 0                                         # At most so many, drawn with --seed; 0 = all

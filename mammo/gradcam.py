@@ -79,7 +79,8 @@ def maps_at(model: Classifier,
 def class_scores(objective: Objective,
                  logits: Tensor,   # (N, out_dim)
                  ) -> Tensor:      # (N, K)
-    "One number for each label, whose gradient is explained."
+    "One number for each label, whose gradient is explained; where one logit answers for two classes, the logit and its negative."
+    if (logits.shape[1], objective.k) == (1, 2): return torch.cat([-logits, logits], 1)
     return logits if logits.shape[1] == objective.k else objective.probs(logits).clamp_min(1e-12).log()
 
 

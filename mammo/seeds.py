@@ -4,23 +4,24 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'TITLES', 'WHY', 'sd_interval', 'seed_draws', 'draw_seeds', 'variance_parts', 'agreement', 'Training',
-           'find_training', 'read_training', 'collect', 'seeds_table', 'verdict', 'seed_figures', 'open_folder',
-           'seeds', 'draw']
+           'find_training', 'read_whole', 'in_name', 'label_role', 'one_finding', 'read_training', 'support', 'collect',
+           'shown', 'seeds_table', 'verdict', 'seed_figures', 'open_folder', 'seeds', 'draw']
 
 # %% ../nbs/45_seeds.ipynb #fc5f7d72
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .comparing import FIGURES, bootstrap, interval, score_figures, score_statistic
+from .comparing import FIGURES, bootstrap, interval, score_figures
 from .config import FREE, SeedsConfig, differences
 from .core import ConfigError, DataError, MammoError, RunError, Task, between, decimals, markdown_table, provenance, stable_hash
-from .crossval import out_of_fold
-from .metrics import HEADLINE, confusion, confusion_metrics, patient_index, resample_counts
+from .crossval import answers_statistic, figure_names, figures_in, out_of_fold, table_answers, without_lost
+from .metrics import HEADLINE, OF_FINDINGS, confusion, confusion_metrics, patient_index, resample_counts
 from .runs import RunDir, artefact, find_run, load_config
 
 # %% ../nbs/45_seeds.ipynb #a43ebff3
@@ -37,14 +38,24 @@ def sd_interval(values: np.ndarray,   # (S,) one figure a training
 
 # %% ../nbs/45_seeds.ipynb #84ea9dd1
 def seed_draws(answers: list[tuple],   # One a training: `(decoded (N,), scores (N, K))`, and `fold (N,)` where folds had models of their own
-               target: np.ndarray,     # (N,) class indices
+               target: np.ndarray,     # (N,) class indices, or (N, L) of 1, 0 and NaN
                patients,               # (N,) keys
                n_boot: int = 2000,
                seed: int = 0,
-               ) -> np.ndarray:        # (S, 1 + n_boot, len(FIGURES)); `[:, 0]` are the figures themselves
+               task: Task | None = None,   # Says whether the answers are of findings
+               ) -> np.ndarray:        # (S, 1 + n_boot, F), `figure_names` of the task; `[:, 0]` are the figures themselves
     "Figures of every training on the same resampled patients."
     if not answers: raise ConfigError('there are no answers', where='seed_draws')
+    if task and task.kind == 'multilabel': return np.stack([_finding_draws(task, target, *a, patients=patients, n_boot=n_boot, seed=seed) for a in answers])
     return np.stack(list(bootstrap({i: [a] for i, a in enumerate(answers)}, target, patients, n_boot, seed).values()))
+
+
+def _finding_draws(task: Task, target: np.ndarray, decoded: np.ndarray, probs: np.ndarray, fold: np.ndarray, patients, n_boot: int, seed: int) -> np.ndarray:
+    "(1 + n_boot, F) of one training, in blocks of about half a million numbers."
+    group, n = patient_index(patients, len(target))
+    counts = np.concatenate([np.ones((n, 1)), resample_counts(n, n_boot, seed)], 1).astype(float)
+    one, step = answers_statistic(task, target, decoded, probs, group, n, fold), max(16, 2 ** 19 // max(len(target), 1))
+    return without_lost(task, np.concatenate([one(counts[:, i:i + step]) for i in range(0, counts.shape[1], step)]), target, group, counts)
 
 
 def draw_seeds(draws: np.ndarray,   # (S, 1 + B) of one figure
@@ -99,15 +110,23 @@ class Training:
     seed: int
     settings: dict            # Flat
     task: Task
-    table: pd.DataFrame       # One row an image, sorted: sample_id, target, decoded, patient_key, fold, and the probabilities
-    figures: dict             # `FIGURES`, None where undefined
+    table: pd.DataFrame       # One row an image, sorted: sample_id, target, decoded, patient_key, fold, and the probabilities; for findings `true_LABEL, pred_LABEL` in place of target and decoded
+    figures: dict             # `crossval.figure_names`, None where undefined
     trained_on: str           # Hash of the split
+    label: str = ''           # The finding that is asked for, of a run with several
+
+    def _columns(self, word: str, one: str) -> list[str]: return [one] if self.task.kind == 'multiclass' else [f'{word}_{l}' for l in self.task.labels]
+
+    def _values(self, columns: list[str]) -> np.ndarray: return self.table[columns].to_numpy()[:, 0 if self.task.kind == 'multiclass' else slice(None)]
 
     @property
-    def images(self) -> str: return stable_hash(self.table[['sample_id', 'target']].values.tolist())
+    def images(self) -> str: return stable_hash(self.table[['sample_id', *self._columns('true', 'target')]].values.tolist())
 
     @property
-    def answers(self) -> tuple: return self.table.decoded.to_numpy(), self.table[self.task.prob_columns].to_numpy(), self.table.fold.to_numpy()
+    def truth(self) -> np.ndarray: return self._values(self._columns('true', 'target'))  # (N,) class indices, or (N, L) of 1, 0 and NaN
+
+    @property
+    def answers(self) -> tuple: return self._values(self._columns('pred', 'decoded')), self.table[self.task.prob_columns].to_numpy(), self.table.fold.to_numpy()
 
 # %% ../nbs/45_seeds.ipynb #c71d46f3
 def find_training(where: str | Path,             # A run, a folder of cross-validation, or a short name
@@ -135,10 +154,11 @@ def _predictions(run: RunDir, role: str, task: Task) -> pd.DataFrame:
     text = {c: str for c in ('sample_id', 'true_label', 'pred_label', 'patient_key', 'exam_id')}
     try: t = out_of_fold(_parts(run)) if run.has('cv_summary') else pd.read_csv(run.file('predictions', role), dtype=text, keep_default_na=False).assign(fold=0)
     except (OSError, ValueError) as e: raise RunError(f'{artefact("predictions", role)} cannot be read ({type(e).__name__})', 'Give a run with this role.', where=run.path) from e
-    if missing := [c for c in ('sample_id', 'true_label', 'pred_label', 'patient_key', *task.prob_columns) if c not in t]: raise RunError(f'predictions have no column {", ".join(missing)}', where=run.path)
-    if odd := sorted({*t.true_label, *t.pred_label} - set(task.labels)): raise RunError(f'predictions have the label {odd[0]!r}', where=run.path)
-    t = t.assign(target=[task.index(l) for l in t.true_label], decoded=[task.index(l) for l in t.pred_label]).sort_values('sample_id', ignore_index=True)
-    return t[['sample_id', 'target', 'decoded', 'patient_key', 'fold', *task.prob_columns]]
+    if missing := [c for c in ('sample_id', 'patient_key') if c not in t]: raise RunError(f'predictions have no column {", ".join(missing)}', where=run.path)
+    target, decoded, probs = table_answers(task, t)
+    names = [['target'], ['decoded']] if task.kind == 'multiclass' else [[f'{w}_{l}' for l in task.labels] for w in ('true', 'pred')]
+    parts = [pd.DataFrame(v.reshape(len(t), -1), columns=n, index=t.index) for v, n in zip((target, decoded, probs), (*names, task.prob_columns))]
+    return pd.concat([t[['sample_id']], *parts[:2], t[['patient_key', 'fold']], parts[2]], axis=1).sort_values('sample_id', ignore_index=True)
 
 
 def _parts(run: RunDir) -> list[RunDir]:
@@ -146,9 +166,9 @@ def _parts(run: RunDir) -> list[RunDir]:
     return [RunDir(run.path / r) for r in run.read_json('cv_summary')['runs']] if run.has('cv_summary') else [run]
 
 # %% ../nbs/45_seeds.ipynb #b9e9f593
-def read_training(run: RunDir,
-                  role: str,        # `val` or `test`; cross-validation is its outer parts, `test`
-                  ) -> Training:
+def read_whole(run: RunDir,
+               role: str,        # `val` or `test`; cross-validation is its outer parts, `test`
+               ) -> Training:    # Of a run with findings all of them
     "Everything about one training. Raises `RunError` where it is not finished, or its files do not belong together."
     is_cv = run.has('cv_summary')
     if not is_cv and not run.has('config'): raise RunError('cross-validation is not finished', f'It has no {artefact("cv_summary")}.', where=run.path)
@@ -156,21 +176,69 @@ def read_training(run: RunDir,
     if late := [p for p in _parts(run) if p.state() != 'finished']: raise RunError(f'is not finished ({late[0].state()})', 'Wait for it, or go on with --resume.', where=late[0].path)
     said = _parts(run)[0].read_json('summary')
     task, settings = Task.from_dict(said['task']), run.read_json('cv_summary')['settings'] if is_cv else load_config(run)
-    if task.kind != 'multiclass': raise RunError(f'its task {task.name} is {task.kind}', 'The table is for classes that exclude each other.', where=run.path)
-    table = _predictions(run, role, task)
-    own = score_statistic(table.target.to_numpy(), table.decoded.to_numpy(), table[task.prob_columns].to_numpy(), np.zeros(len(table), np.int64), 1, table.fold.to_numpy())(np.ones((1, 1)))[0]
-    figures = {f: float(v) if np.isfinite(v) else None for f, v in zip(FIGURES, own)}
-    if not is_cv: figures = _written(run, role, figures)
     split = stable_hash([p.read_json('summary')['split_hash'] for p in _parts(run)])
-    return Training(run, int(settings['seed']), settings, task, table, figures, split)
+    t = Training(run, int(settings['seed']), settings, task, _predictions(run, role, task), {}, split)
+    figures = _figures(t)
+    return replace(t, figures=figures if is_cv else _written(run, role, task, figures))
 
 
-def _written(run: RunDir, role: str, own: dict) -> dict:
+def _figures(t: Training) -> dict:
+    "The figures of the answers as written."
+    decoded, probs, fold = t.answers
+    own = answers_statistic(t.task, t.truth, decoded, probs, np.zeros(len(t.table), np.int64), 1, fold)(np.ones((1, 1)))[0]
+    return {f: float(v) if np.isfinite(v) else None for f, v in zip(figure_names(t.task), own)}
+
+
+def _written(run: RunDir, role: str, task: Task, own: dict) -> dict:
     "The figures of the metrics file. Raises RunError where they are not those of the predictions."
-    metrics = run.read_json('metrics', role)
-    off = [f for f, v in own.items() if ((v is None) != (metrics.get(f) is None) or (v is not None and abs(v - metrics[f]) > 1e-9))]
+    metrics = figures_in(run.read_json('metrics', role), task)
+    off = [f for f, v in own.items() if ((v is None) != (metrics[f] is None) or (v is not None and abs(v - metrics[f]) > 1e-9))]
     if off: raise RunError(f'{artefact("metrics", role)} and {artefact("predictions", role)} differ in {", ".join(off)}', 'One of them was changed; evaluate again.', where=run.path)
-    return {f: metrics[f] for f in FIGURES}
+    return metrics
+
+# %% ../nbs/45_seeds.ipynb #2346b1ef
+def in_name(label: str) -> str:   # Letters, digits, dash and underscore
+    "A label as part of a file's name."
+    return re.sub(r'[^A-Za-z0-9-]+', '_', label)
+
+
+def label_role(role: str,
+               label: str = '',   # A finding; '' for all of a run
+               ) -> str:          # As `test`, `test_Nodule`
+    "What stands for the role in the names of files."
+    return '_'.join(filter(None, [role, in_name(label)]))
+
+
+def one_finding(t: Training,   # Of a run with findings, from `read_whole`
+                label: str,
+                ) -> Training:
+    "Absent or present, on the images where it is known. Raises `ConfigError` for another label."
+    if t.task.kind != 'multilabel' or label not in t.task.labels:
+        raise ConfigError('is none of its findings' if t.task.kind == 'multilabel' else 'is for runs with findings', f'Use one of {", ".join(t.task.labels)}.' if t.task.kind == 'multilabel' else 'Leave it out.', where=f'--label {label}')
+    task, own = t.task.one(label), t.table[t.table[f'true_{label}'].notna()].reset_index(drop=True)
+    if not len(own): raise DataError('is known of no image', where=f'--label {label}')
+    p = own[f'prob_{label}']
+    table = pd.DataFrame({'sample_id': own.sample_id, 'target': own[f'true_{label}'].astype(int), 'decoded': own[f'pred_{label}'].astype(int), 'patient_key': own.patient_key, 'fold': own.fold, **dict(zip(task.prob_columns, (1 - p, p)))})
+    found = replace(t, task=task, table=table, label=label)
+    return replace(found, figures=_figures(found) | {'auroc_macro': t.figures[f'auroc_{label}']})  # both classes have the AUROC of the finding
+
+
+def read_training(run: RunDir,
+                  role: str,         # `val` or `test`; cross-validation is its outer parts, `test`
+                  label: str = '',   # One of the run's findings; a run with classes has none
+                  ) -> Training:     # With classes that exclude each other
+    "A training of classes, or of one finding. Raises `RunError` as `read_whole` does, and `ConfigError` for a label that is missing or another."
+    t = read_whole(run, role)
+    if t.task.kind == 'multilabel' and not label: raise ConfigError(f'{run.path.name} has findings, and one is looked at', f'Add --label with one of {", ".join(t.task.labels)}.', where='--label')
+    return one_finding(t, label) if label else t
+
+
+def support(t: Training,   # Of findings
+            ) -> dict:     # JSON-ready: label → `n` images where it is known, `n_patients`, `n_positive`
+    "How much is known of each finding. Raises `ConfigError` for classes."
+    if t.task.kind != 'multilabel': raise ConfigError('has classes', 'Count its classes.', where=f'task {t.task.name}')
+    known = {l: t.table[t.table[f'true_{l}'].notna()] for l in t.task.labels}
+    return {l: {'n': len(x), 'n_patients': int(x.patient_key.nunique()), 'n_positive': int(x[f'true_{l}'].sum())} for l, x in known.items()}
 
 # %% ../nbs/45_seeds.ipynb #eb22c801
 def collect(runs: list[RunDir],
@@ -182,7 +250,7 @@ def collect(runs: list[RunDir],
     for run in runs:
         row = {'run': run.path.name, 'directory': str(run.path), 'seed': None, 'status': 'left out', 'reason': ''}
         rows.append(row)
-        try: t = read_training(run, role)
+        try: t = read_whole(run, role)
         except MammoError as e: row['reason'] = f'{e.what}. {e.fix}'.strip(' .'); continue
         row['seed'] = t.seed
         if twin := next((u for u in used if u.seed == t.seed), None): row['reason'] = f'warning: seed {t.seed} stands twice, the first is {twin.run.path.name}'; continue
@@ -208,17 +276,23 @@ SHOWN = ('accuracy', 'balanced_accuracy', 'kappa_quadratic', 'macro_f1', 'auroc_
 TITLES = HEADLINE | {'balanced_accuracy': 'balanced accuracy'}
 
 
+def shown(task: Task) -> dict[str, str]:  # Figure → title
+    "The figures of the tables: five of classes; of findings those of all, then the AUROC of each."
+    if task.kind == 'multiclass': return {f: TITLES[f] for f in SHOWN}
+    return OF_FINDINGS | {f'auroc_{l}': f'AUROC, {name}' for l, name in zip(task.labels, task.display)}
+
+
 def seeds_table(used: list[Training],
                 rows: list[dict],        # From `collect`
                 ) -> pd.DataFrame:       # One row a run, then `mean`, `sd`, `lowest`, `highest` over those that were used
     "The seed's table. Standard deviations are sample ones (ddof 1); a figure that one run lacks has none."
-    of = {str(t.run.path): t for t in used}
-    full = [r | ({'n': len(t.table), 'n_patients': t.table.patient_key.nunique()} | {f: t.figures[f] for f in SHOWN} if (t := of.get(r['directory'])) and r['status'] == 'used' else {}) for r in rows]
-    table = pd.DataFrame(full, columns=['run', 'seed', 'directory', 'n', 'n_patients', *SHOWN, 'status', 'reason'])
-    table = table.astype({'seed': 'Int64', 'n': 'Int64', 'n_patients': 'Int64'} | dict.fromkeys(SHOWN, float))
-    x = table.loc[table.status == 'used', list(SHOWN)]
+    of, names = {str(t.run.path): t for t in used}, list(shown(used[0].task))
+    full = [r | ({'n': len(t.table), 'n_patients': t.table.patient_key.nunique()} | {f: t.figures[f] for f in names} if (t := of.get(r['directory'])) and r['status'] == 'used' else {}) for r in rows]
+    table = pd.DataFrame(full, columns=['run', 'seed', 'directory', 'n', 'n_patients', *names, 'status', 'reason'])
+    table = table.astype({'seed': 'Int64', 'n': 'Int64', 'n_patients': 'Int64'} | dict.fromkeys(names, float))
+    x = table.loc[table.status == 'used', names]
     last = {'mean': x.mean(skipna=False), 'sd': x.std(ddof=1, skipna=False), 'lowest': x.min(skipna=False), 'highest': x.max(skipna=False)}
-    return pd.concat([table, pd.DataFrame([{'run': name, **v} for name, v in last.items()]).astype(dict.fromkeys(SHOWN, float))], ignore_index=True)
+    return pd.concat([table, pd.DataFrame([{'run': name, **v} for name, v in last.items()]).astype(dict.fromkeys(names, float))], ignore_index=True)
 
 # %% ../nbs/45_seeds.ipynb #da16a88e
 WHY = ('The standard deviation over seeds says how much one training differs from the next on these same patients. The interval over patients says how the mean of these trainings would come out on other patients of the same kind. '
@@ -244,8 +318,9 @@ def _remarks(used: list[Training], figures: dict) -> list[str]:
     for t in used[1:]:
         if other := differences(first.settings, t.settings, (*FREE, 'seed')): out.append(f'{t.run.path.name} differs from {first.run.path.name} in more than the seed: {"; ".join(other)}. The spread is not that of seeds alone.')
         if t.trained_on != first.trained_on: out.append(f'{t.run.path.name} and {first.run.path.name} had other training images: the spread is not that of seeds alone.')
-    out += [f'{TITLES[f]} is not defined in every run.' for f in SHOWN if figures.get(f) is None and f in figures]
-    if any(t.figures['auroc_macro'] and abs(t.figures['auroc_macro'] - score_figures(*t.table[['target', 'decoded']].to_numpy().T, t.answers[1])['auroc_macro']) > .002 for t in used if not t.run.has('cv_summary')):
+    out += [f'{title} is not defined in every run.' for f, title in shown(first.task).items() if figures.get(f) is None and f in figures]
+    out += [f'{title}: intervals rest on {v["resamples"]} resamples, those that hold both sides of every finding that has them.' for f, title in shown(first.task).items() if (v := figures.get(f)) and v.get('resamples')]
+    if first.task.kind == 'multiclass' and any(t.figures['auroc_macro'] and abs(t.figures['auroc_macro'] - score_figures(*t.table[['target', 'decoded']].to_numpy().T, t.answers[1])['auroc_macro']) > .002 for t in used if not t.run.has('cv_summary')):
         out.append('AUROC: the spread is that of the predictions as written, with probabilities of 6 digits; the table has the exact figures.')
     if any(t.run.has('cv_summary') for t in used): out.append('Cross-validation: figures of all out-of-fold answers, AUROC within folds.')
     return out
@@ -256,39 +331,52 @@ def seed_figures(used: list[Training],   # On the same images
                  seed: int = 0,
                  ) -> dict:              # Figure → `variance_parts`, None where one run lacks it
     "Spread over seeds beside the uncertainty of the patients, for each figure that is shown."
-    t = used[0].table
-    draws = seed_draws([u.answers for u in used], t.target.to_numpy(), t.patient_key, n_boot, seed)
-    return {f: variance_parts(draws[:, :, FIGURES.index(f)], seed) if np.isfinite(draws[:, 0, FIGURES.index(f)]).all() else None for f in SHOWN}
+    t, task = used[0], used[0].task
+    draws = seed_draws([u.answers for u in used], t.truth, t.table.patient_key, n_boot, seed, task)
+    of = {f: draws[:, :, figure_names(task).index(f)] for f in shown(task)}
+    return {f: variance_parts(d, seed) | _resamples(d, task) if np.isfinite(d[:, 0]).all() else None for f, d in of.items()}
+
+
+def _resamples(draws: np.ndarray, task: Task) -> dict:
+    "How many resamples a figure of findings rests on, where some have lost one."
+    n = int(np.isfinite(draws[:, 1:]).all(0).sum())
+    return {'resamples': n} if task.kind == 'multilabel' and n < draws.shape[1] - 1 else {}
 
 
 def _agreement(used: list[Training], n_boot: int, seed: int) -> dict | None:
     "Of at least two."
     t = used[0].table
-    return agreement([u.table.decoded.to_numpy() for u in used], used[0].task.k, t.patient_key, n_boot, seed) if len(used) > 1 else None
+    return agreement([u.table.decoded.to_numpy() for u in used], used[0].task.k, t.patient_key, n_boot, seed) if len(used) > 1 and used[0].task.kind == 'multiclass' else None
 
 # %% ../nbs/45_seeds.ipynb #73456b21
-def _run_rows(table: pd.DataFrame) -> list[str]:
+def _run_rows(table: pd.DataFrame, titles: dict[str, str]) -> list[str]:
     "The table of runs with mean ± sd and range, in Markdown."
     runs, last = table[table.status.notna()], table[table.status.isna()].set_index('run')
-    body = [['' if pd.isna(r.seed) else r.seed, f'`{r.run}`', f'`{r.directory}`', '' if pd.isna(r.n) else r.n, *(decimals(getattr(r, f)) for f in SHOWN), r.reason] for r in runs.itertuples()]
-    mean = [f'**{decimals(last[f]["mean"])} ± {decimals(last[f]["sd"])}**' for f in SHOWN]
-    rest = [f'{decimals(last[f]["lowest"])} to {decimals(last[f]["highest"])}' for f in SHOWN]
-    return markdown_table(['seed', 'run', 'directory', 'images', *(TITLES[f] for f in SHOWN), 'remark'], [*body, ['**mean ± sd**', '', '', '', *mean, 'sample sd (ddof 1)'], ['range', '', '', '', *rest, '']])
+    body = [['' if pd.isna(r.seed) else r.seed, f'`{r.run}`', f'`{r.directory}`', '' if pd.isna(r.n) else r.n, *(decimals(r[f]) for f in titles), r.reason] for _, r in runs.iterrows()]
+    mean = [f'**{decimals(last[f]["mean"])} ± {decimals(last[f]["sd"])}**' for f in titles]
+    rest = [f'{decimals(last[f]["lowest"])} to {decimals(last[f]["highest"])}' for f in titles]
+    return markdown_table(['seed', 'run', 'directory', 'images', *titles.values(), 'remark'], [*body, ['**mean ± sd**', '', '', '', *mean, 'sample sd (ddof 1)'], ['range', '', '', '', *rest, '']])
 
 # %% ../nbs/45_seeds.ipynb #e73b0e51
-def _variance_rows(figures: dict) -> list[str]:
-    rows = [[TITLES[f], decimals(v['seeds']['mean']), decimals(v['seeds']['sd']), between(v['seeds']['interval']), decimals(v['patients']['sd']), between(v['patients']['interval']), between(v['both'] and v['both']['interval'])]
+def _variance_rows(figures: dict, titles: dict[str, str]) -> list[str]:
+    rows = [[titles[f], decimals(v['seeds']['mean']), decimals(v['seeds']['sd']), between(v['seeds']['interval']), decimals(v['patients']['sd']), between(v['patients']['interval']), between(v['both'] and v['both']['interval'])]
             for f, v in figures.items() if v]
     return markdown_table(['figure', 'mean', 'sd over seeds', 'its 95 % interval', 'standard error, patients', '95 % interval, patients', '95 % interval, patients and seeds'], rows)
 
 
+def _label_rows(task: Task, labels: dict | None) -> list[str]:
+    "How much is known of each finding."
+    return [] if not labels else [*markdown_table(['finding', 'images where it is known', 'of patients', 'positive'], [[name, *labels[l].values()] for l, name in zip(task.labels, task.display)]), '', 'AUROC of a finding is from the images where it is known.', '']
+
+
 def _text(said: dict, table: pd.DataFrame) -> str:
     "`seeds.md`."
-    n, names = said['n'], [f'seed {r["seed"]}' for r in said['runs'] if r['status'] == 'used']
-    lines = [f'# {len(names)} training{"s" * (len(names) > 1)}, role {said["role"]}', '', f'{n} images of {said["n_patients"]} patients. {said["note"]}' if n else said['note'], '', *_run_rows(table), '', *(f'- {r}' for r in said['remarks']), '']
-    if len(names) < 2: lines += ['One training has no spread over seeds; give two or more for that. The interval over its patients:', '', *_variance_rows(said['figures']), '']
+    task = Task.from_dict(said['task'])
+    n, titles, names = said['n'], shown(task), [f'seed {r["seed"]}' for r in said['runs'] if r['status'] == 'used']
+    lines = [f'# {len(names)} training{"s" * (len(names) > 1)}, role {said["role"]}{", " + task.display[1] if said["label"] else ""}', '', f'{n} images of {said["n_patients"]} patients. {said["note"]}' if n else said['note'], '', *_label_rows(task, said['labels']), *_run_rows(table, titles), '', *(f'- {r}' for r in said['remarks']), '']
+    if len(names) < 2: lines += ['One training has no spread over seeds; give two or more for that. The interval over its patients:', '', *_variance_rows(said['figures'], titles), '']
     elif said['figures']:
-        lines += ['## Two kinds of luck', '', WHY, '', *_variance_rows(said['figures']), '', *(f'- {verdict(v, TITLES[f])}' for f, v in said['figures'].items() if v), '',
+        lines += ['## Two kinds of luck', '', WHY, '', *_variance_rows(said['figures'], titles), '', *(f'- {verdict(v, titles[f])}' for f, v in said['figures'].items() if v), '',
                   f'The interval of a deviation is by chi-square and supposes normal figures; patients were resampled {said["n_boot"]} times (seed {said["boot_seed"]}).', '']
     if a := said['agreement']:
         pairs = [[names[p['a']], names[p['b']], decimals(p['identical']['value']), between(p['identical']['interval']), decimals(p['kappa_quadratic']['value']), between(p['kappa_quadratic']['interval'])] for p in a['pairs']]
@@ -315,28 +403,36 @@ def seeds(cfg: SeedsConfig) -> RunDir:   # The folder of the report
     runs = [find_training(r) for r in cfg.runs]
     role = _role(runs, cfg.role)
     used, rows = collect(runs, role, cfg.allow_different_data)
-    out = open_folder(cfg.out, 'seeds', made := stable_hash([role, [(str(t.run.path), t.images, t.seed) for t in used]]), cfg.overwrite)
+    made = stable_hash([role, [(str(t.run.path), t.images, t.seed) for t in used]] + [list(cfg.label)] * bool(cfg.label))
+    out, of = open_folder(cfg.out, 'seeds', made, cfg.overwrite), {label: [one_finding(t, label) for t in used] for label in cfg.label}
+    for label, own in of.items(): _report(RunDir(out.path / in_name(label)), made, own, rows, role, cfg)
+    _report(out, made, used, rows, role, cfg)
+    return out
+
+
+def _report(out: RunDir, made: str, used: list[Training], rows: list[dict], role: str, cfg: SeedsConfig) -> None:
+    "All files of one page; the JSON last."
     same = len({t.images for t in used}) == 1
     figures, agree = (seed_figures(used, cfg.n_boot, cfg.boot_seed), _agreement(used, cfg.n_boot, cfg.boot_seed)) if same else ({}, None)
     table, t = seeds_table(used, rows), used[0].table
     note = {'val': 'Selection set: its images chose the epochs, the figures are optimistic and no claim.', 'test': 'Nothing before the evaluation has seen these images.'}[role]
     if not same: note = 'The runs were scored on different images: mean and deviation mix the luck of training and of patients, and nothing more can be said.'
-    said = {'made_from': made, 'role': role, 'note': note, 'task': used[0].task.to_dict(), 'n': len(t) if same else None, 'n_patients': t.patient_key.nunique() if same else None, 'runs': rows,
+    said = {'made_from': made, 'role': role, 'note': note, 'task': used[0].task.to_dict(), 'label': used[0].label, 'labels': support(used[0]) if same and used[0].task.kind == 'multilabel' else None, 'n': len(t) if same else None, 'n_patients': t.patient_key.nunique() if same else None, 'runs': rows,
             'table': table.drop(columns=['status', 'reason']).to_dict('records'), 'figures': figures, 'agreement': agree, 'remarks': _remarks(used, figures), 'sd': 'sample standard deviation (ddof 1)',
             'n_boot': cfg.n_boot, 'boot_seed': cfg.boot_seed} | provenance()
     text = _text(said, table)
     with out.write('seeds_table', mode='w') as f: table.to_csv(f, index=False)
     with out.write('seeds_report', mode='w') as f: f.write(text)
     if figures and len(used) > 1:
-        with out.write('figure', 'seeds') as f: draw(figures, [x.seed for x in used], {x: [u.figures[x] for u in used] for x in SHOWN}, f'{len(t)} {role} images, {t.patient_key.nunique()} patients').savefig(f, format='png', dpi=150)
+        with out.write('figure', 'seeds') as f: draw(figures, [x.seed for x in used], {x: [u.figures[x] for u in used] for x in figures}, f'{len(t)} {role} images, {t.patient_key.nunique()} patients', shown(used[0].task)).savefig(f, format='png', dpi=150)
     out.write_json('seeds', said)
-    return out
 
 # %% ../nbs/45_seeds.ipynb #cd9119f7
 def draw(figures: dict,                    # Figure → `variance_parts`, None is left out
          seeds: list[int],                 # Of the trainings
          values: dict[str, list[float]],   # Figure → one value a training
          title: str = '',
+         titles: dict[str, str] = TITLES,  # Figure → what it is called
          ):                                # A matplotlib Figure
     "Trainings as points, the interval over patients as a bar, one row a figure."
     from matplotlib.figure import Figure
@@ -348,7 +444,7 @@ def draw(figures: dict,                    # Figure → `variance_parts`, None i
         if v['patients']['interval']: ax.plot(v['patients']['interval'], [y - .16] * 2, color='#0072B2', lw=5, solid_capstyle='butt', alpha=.45, label='95 % interval over patients' if y == 0 else None)
         ax.plot(v['seeds']['mean'], y - .16, '|', color='#0072B2', ms=13, mew=2, label=f'mean of {len(seeds)} seeds' if y == 0 else None)
         ax.plot(values[f], [y + .16] * len(seeds), 'o', color='#D55E00', ms=6, mec='white', label=f'one training (seeds {", ".join(map(str, sorted(seeds)))})' if y == 0 else None)
-    ax.set_yticks(range(len(known)), [TITLES[f] for f in known])
+    ax.set_yticks(range(len(known)), [titles[f] for f in known])
     ax.set(ylim=(len(known) - .45, -.55), title=title)
     ax.grid(axis='x', alpha=.3)
     ax.spines[['top', 'right']].set_visible(False)
