@@ -33,7 +33,7 @@ def flag(name: str) -> str:  # As it stands on the command line
 class DataConfig:
     "Which images, with which labels, in which roles."
     csv: Path | None = None                # Table of labels; ./classificacao.csv where it exists
-    dicom_root: Path | None = None         # Folder with <AccessionNumber>/*.dcm; ./archive where it exists
+    dicom_root: Path | None = None         # Folder with <AccessionNumber>/*.dcm, ./archive where it exists; or of pictures, also called --image-root
     dataset: str = ''                      # Name of an adapter, e.g. mini-mias; found from the table's columns when empty
     include_class_5: bool = False          # Keep rows of class 5, which the seed drops
     classes: Literal['density', 'binary', 'spine', 'chest'] = 'density'  # density: A, B, C, D; binary: A and B against C and D; spine: pathology or not; chest: eight findings
@@ -250,8 +250,9 @@ class PredictConfig:
 @dataclass
 class PhantomConfig:
     "What `mammography phantom` is told."
-    outdir: Path = Path('outputs/phantom')   # Gets archive/<AccessionNumber>/*.dcm and classificacao.csv
-    exams: int = 60                          # Exams, about four views each
+    outdir: Path = Path('outputs/phantom')   # Gets archive/<AccessionNumber>/*.dcm and classificacao.csv, or images/ and a table
+    kind: Literal['mammogram', 'spine', 'chest'] = 'mammogram'  # What is drawn; a chest is as wide as it is high
+    exams: int = 60                          # Exams, about four views each; spines; or patients with one to four chest films
     seed: int = 42                           # The same seed gives the same pixels
     rows: int = 640                          # Height of the detector matrix
     columns: int = 512                       # Width of the detector matrix
