@@ -9,6 +9,7 @@ __all__ = ['spine_data', 'seed_name', 'write_seed_files', 'train_spine']
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from ..config import TrainConfig
 from ..manifest import DataSet
