@@ -65,7 +65,7 @@ def strategy_advice(n: int,             # Training images
     now = 'the head only' if not opened else 'everything' if not model.frozen else f'the last {opened} of {len(model.stages)} stages'
     rule, flags, fits = (('the head only', '--no-train-backbone', opened == 0) if n < 1_000 else ('the last block', '--unfreeze-last-block', opened == 1) if n <= 10_000
                          else ('everything', 'neither flag', not model.frozen))
-    return '' if fits else f'{n} training images, {now} is trained; the rule of thumb for so many images is {rule} ({flags})'
+    return '' if fits else f'{n} training images, {now} {"are" if now.endswith("stages") else "is"} trained; the rule of thumb for so many images is {rule} ({flags})'
 
 # %% ../nbs/34_pipeline.ipynb #9425b45d
 def make_learner(material: Material, cfg: TrainConfig) -> tuple[Learner, dict]:
@@ -336,6 +336,7 @@ def package_thresholds(run: RunDir, learners: dict[str, Learner], answers: Answe
         kind = 'best' if own.has('best') else 'last'
         save(own, kind, read_checkpoint(own.file(kind)) | {'objective': objective.to_dict()})
     run.write_json('thresholds', records)
+    if shaky := [f'{l} ({r["n_positive"]})' for l, r in records.items() if 'note' in r]: log.warning('thresholds that few positive images of val have chosen, or none: %s', ', '.join(shaky))
     return records[learner.task.labels[1]] if learner.task.kind == 'multiclass' else None
 
 # %% ../nbs/34_pipeline.ipynb #9b3c9322

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..config import TrainConfig, flat, unflat
 from ..core import RunError
+from ..evaluation import FEW_POSITIVE
 from ..manifest import DataSet
 from ..material import scan_settings, with_twins
 from ..phases import phase_configs
@@ -62,7 +63,8 @@ def success_criteria(phases: pd.DataFrame,   # From `phase_table`
     last = phases[phases.phase == phases.phase.iloc[-1]].set_index('label')
     if last.change.isna().all(): raise RunError('there is no phase before it', 'Train with --phases or --high-res.', where=str(phases.phase.iloc[-1]))
     rows = [dict(criterion=f'{l} better', verdict=_verdict(last.loc[l]), **_change(last.loc[l])) for l in ('Nodule', 'Pneumonia', 'macro') if l in last.index]
-    others = last.drop(index=['macro'])
+    others = last[last.positive >= FEW_POSITIVE]
+    if not len(others): return pd.DataFrame([*rows, dict(criterion='no label harmed', verdict='unknown: too few positive images')]).set_index('criterion')
     harmed, fell = others.index[others.change_high < 0], others.index[others.change < 0]
     worst = others.loc[others.change.idxmin()]
     verdict = f'not met: {", ".join(harmed)}' if len(harmed) else 'met' if not len(fell) else f'not settled: {", ".join(fell)} fell, no interval lies below zero'
@@ -72,7 +74,9 @@ def success_criteria(phases: pd.DataFrame,   # From `phase_table`
 def _change(row: pd.Series) -> dict: return {'change': row.change, 'low': row.change_low, 'high': row.change_high}
 
 
-def _verdict(row: pd.Series) -> str: return 'unknown' if not row.change == row.change else 'met' if row.change_low > 0 else 'not settled' if row.change > 0 else 'not met'
+def _verdict(row: pd.Series) -> str:
+    if row.positive < FEW_POSITIVE: return f'unknown: {int(row.positive)} positive images'
+    return 'unknown' if not row.change == row.change else 'met' if row.change_low > 0 else 'not settled' if row.change > 0 else 'not met'
 
 # %% ../../nbs/52_chest.ipynb #48670bf1
 def train_chest(cfg: TrainConfig) -> RunDir:  # Finished
