@@ -461,6 +461,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mammo.endpoints.cut_points': ('endpoints.html#cut_points', 'mammo/endpoints.py'),
                                  'mammo.endpoints.decision_curve': ('endpoints.html#decision_curve', 'mammo/endpoints.py'),
                                  'mammo.endpoints.decision_figure': ('endpoints.html#decision_figure', 'mammo/endpoints.py'),
+                                 'mammo.endpoints.endpoint_draws': ('endpoints.html#endpoint_draws', 'mammo/endpoints.py'),
                                  'mammo.endpoints.endpoint_of': ('endpoints.html#endpoint_of', 'mammo/endpoints.py'),
                                  'mammo.endpoints.endpoint_scores': ('endpoints.html#endpoint_scores', 'mammo/endpoints.py'),
                                  'mammo.endpoints.evaluate_endpoint': ('endpoints.html#evaluate_endpoint', 'mammo/endpoints.py'),
