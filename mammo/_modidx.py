@@ -263,6 +263,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mammo.config.EmbedModelConfig': ('config.html#embedmodelconfig', 'mammo/config.py'),
                               'mammo.config.EmbedRunConfig': ('config.html#embedrunconfig', 'mammo/config.py'),
                               'mammo.config.EmbedRunConfig.__post_init__': ('config.html#embedrunconfig.__post_init__', 'mammo/config.py'),
+                              'mammo.config.EnsembleConfig': ('config.html#ensembleconfig', 'mammo/config.py'),
+                              'mammo.config.EnsembleConfig.__post_init__': ('config.html#ensembleconfig.__post_init__', 'mammo/config.py'),
                               'mammo.config.EvalExportConfig': ('config.html#evalexportconfig', 'mammo/config.py'),
                               'mammo.config.EvidenceConfig': ('config.html#evidenceconfig', 'mammo/config.py'),
                               'mammo.config.EvidenceConfig.__post_init__': ('config.html#evidenceconfig.__post_init__', 'mammo/config.py'),
