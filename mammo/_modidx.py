@@ -515,6 +515,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mammo.ensembling.table_of': ('ensembling.html#table_of', 'mammo/ensembling.py'),
                                   'mammo.ensembling.trainings': ('ensembling.html#trainings', 'mammo/ensembling.py'),
                                   'mammo.ensembling.truth_of': ('ensembling.html#truth_of', 'mammo/ensembling.py'),
+                                  'mammo.ensembling.verdict': ('ensembling.html#verdict', 'mammo/ensembling.py'),
                                   'mammo.ensembling.warnings_of': ('ensembling.html#warnings_of', 'mammo/ensembling.py')},
             'mammo.evalexport': { 'mammo.evalexport._figures': ('evalexport.html#_figures', 'mammo/evalexport.py'),
                                   'mammo.evalexport._json': ('evalexport.html#_json', 'mammo/evalexport.py'),

@@ -180,7 +180,7 @@ def roc_curves(answers: dict[str, dict],   # Name → `score` (N,), `threshold`,
     for i, (who, a) in enumerate(answers.items()):
         last, (_, tp, tn), called = i == len(answers) - 1, cut_points(a['score'], positive), np.asarray(a['score']) >= a['threshold']
         how = {'color': '#0072B2', 'lw': 2.6, 'zorder': 3} if last else {'color': COLOURS[i % len(COLOURS)], 'lw': 1.3, 'ls': ('-', '--', '-.')[i // len(COLOURS) % 3]}
-        ax.plot(1 - tn / tn[-1], tp / tp[0], **how, label=f'{who} {a.get("said", "")}'.strip())
+        ax.plot(1 - tn / tn[-1], tp / tp[0], **how, label=': '.join(filter(None, (who, a.get('said')))))
         ax.plot(called[~positive].mean(), called[positive].mean(), 'o' if last else 's', color=how['color'], mec='white', ms=8 if last else 6, zorder=4)
     ax.set(xlim=(-.01, 1.01), ylim=(-.01, 1.01), xlabel=f'1 − specificity (n = {(~positive).sum()} images without {name})', ylabel=f'sensitivity (n = {positive.sum()} images with {name})')
     ax.set_title(title, fontsize=9)

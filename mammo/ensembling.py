@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'STATUS', 'OWNS', 'trainings', 'Member', 'checkpoints', 'member_names', 'opened', 'Line', 'truth_of',
-           'choose_weights', 'lines_of', 'best_single', 'table_of', 'comparisons', 'new_answers', 'asked', 'submission',
-           'warnings_of', 'curves', 'ensemble']
+           'choose_weights', 'lines_of', 'best_single', 'table_of', 'comparisons', 'verdict', 'new_answers', 'asked',
+           'submission', 'warnings_of', 'curves', 'ensemble']
 
 # %% ../nbs/53_ensembling.ipynb #0db8cd69
 import logging
@@ -180,14 +180,24 @@ def comparisons(group: list[Member], lines: list[Line], n_boot: int = 2000, seed
     return [{'role': role, 'ensemble': final.name, 'single': rival.name, **gain(final.at(role), rival.at(role), *truth_of(group, role), n_boot, seed)} for role in group[0].looks for rival in rivals.values()]
 
 
+def verdict(c: dict) -> str:   # From `comparisons`
+    "Whether the ensemble is better in AUROC, in a sentence that is true whatever comes out."
+    d = c['auroc']
+    if d['difference'] is None or not np.isfinite(d['difference']) or not d['interval']: return f'AUROC of {c["ensemble"]} and {c["single"]}: not compared, one side or the resamples are missing.'
+    low, high = d['interval']
+    word = 'better than' if low > 0 else 'worse than' if high < 0 else 'not told apart from'
+    return f'In AUROC, {c["ensemble"]} is {word} {c["single"]} on these images (difference {decimals(d["difference"])}, 95 % interval {between(d["interval"])}).'
+
+
 def _gain_rows(compared: list[dict], role: str) -> list[str]:
     "In Markdown."
     title = {'auroc': 'AUROC', 'f1': 'F1'}
     rows = [[f'{c["ensemble"]} − {c["single"]}', title.get(f, f), decimals(c[f]['a']), decimals(c[f]['b']), decimals(c[f]['difference']), between(c[f]['interval'])] for c in compared if c['role'] == role for f in COMPARED]
     still = any(c[f]['interval'] and c[f]['interval'][0] == c[f]['interval'][1] for c in compared if c['role'] == role for f in COMPARED)
     tests = [f'{c["ensemble"]} − {c["single"]}: AUROC by DeLong, over patients, p = {decimals(c["delong"]["p"])}.' for c in compared if c['role'] == role and c['delong'] and c['delong']['p'] is not None]
-    return [*markdown_table(['compared', 'figure', 'ensemble', 'single model', 'difference', '95 % interval'], rows), '', *tests,
-            *(['Where both ends of an interval are equal, the two answers do not differ in any resample of these patients; others may tell them apart.'] if still else [])]
+    words = [*(verdict(c) for c in compared if c['role'] == role), *tests]
+    return [*markdown_table(['compared', 'figure', 'ensemble', 'single model', 'difference', '95 % interval'], rows), '', *(f'- {w}' for w in words),
+            *(['- Where both ends of an interval are equal, the two answers do not differ in any resample of these patients; others may tell them apart.'] if still else [])]
 
 # %% ../nbs/53_ensembling.ipynb #acd78655
 def new_answers(cfg: EnsembleConfig,
