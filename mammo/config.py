@@ -7,8 +7,8 @@ __all__ = ['FREE', 'PLACES', 'at_least', 'flag', 'DataConfig', 'ImageConfig', 'B
            'BaseRunConfig', 'RunConfig', 'TrainConfig', 'PredictConfig', 'PhantomConfig', 'EmbedImageConfig',
            'EmbedModelConfig', 'EmbedRunConfig', 'MapsConfig', 'EmbedConfig', 'BaselinesConfig', 'SeedsConfig',
            'EvidenceConfig', 'ValidateConfig', 'CardConfig', 'GradcamConfig', 'ReportPackConfig', 'EvalExportConfig',
-           'ExploreConfig', 'GalleryConfig', 'TuneRunConfig', 'SearchConfig', 'TuneConfig', 'flat', 'unflat',
-           'fingerprint', 'differences']
+           'ExploreConfig', 'GalleryConfig', 'EnsembleConfig', 'TuneRunConfig', 'SearchConfig', 'TuneConfig', 'flat',
+           'unflat', 'fingerprint', 'differences']
 
 # %% ../nbs/01_config.ipynb #baa98fe9
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -506,6 +506,34 @@ class GalleryConfig:
     overwrite: bool = False                                 # Replace the gallery of another run or with other settings
 
     def __post_init__(self): at_least(self, images=0, seed=0, size=64, num_workers=-1)
+
+# %% ../nbs/01_config.ipynb #97a17049
+@dataclass
+class EnsembleConfig:
+    "What `mammography ensemble-spine` is told."
+    runs: tuple[Path, ...]                                  # Finished runs of one task, scored on the same images
+    input: tuple[Path, ...] = ()                            # New images to answer for: folders, files, or tables (.csv) with a column path; default: the test images of the runs
+    outdir: Path = Path('outputs/ensemble')                 # Gets ensemble_submission.csv, ensemble_table.csv, ensemble.md, ensemble.json and a figure
+    weights: tuple[float, ...] = ()                         # One a run, in the same order; default: least log loss on val, drawn towards equal ones where patients are few
+    tta: bool = True                                        # Average the answers to an image and to its mirror image
+    threshold_grid: tuple[float, ...] = (0.35, 0.60, 0.001) # First threshold, end, step: the first of largest F1 on val is kept
+    csv: Path | None = None                                 # Where the table of labels lies now; default: where the runs found it
+    dicom_root: Path | None = None                          # Where the images lie now
+    n_boot: int = 2000                                      # Bootstrap resamples over patients; 0 = none
+    boot_seed: int = 0                                      # Of the resamples
+    batch_size: int = 16                                    # Images a step
+    device: str = 'auto'                                    # auto cpu cuda mps
+    num_workers: int = -1                                   # Decoding processes; -1 = chosen by the machine
+    max_file_mb: float = 512                                # Larger files of --input are refused before they are read, MiB
+    max_megapixels: float = 80                              # Images of more pixels are refused before they are decoded
+    overwrite: bool = False                                 # Replace an ensemble of other runs or with other settings
+
+    def __post_init__(self):
+        at_least(self, n_boot=0, boot_seed=0, batch_size=1, num_workers=-1, max_file_mb=0, max_megapixels=0)
+        if len(self.runs) < 2: raise ConfigError('names one run', 'Give two or more.', where='--runs')
+        if len(set(self.runs)) < len(self.runs): raise ConfigError('names a run twice', 'Give each once.', where='--runs')
+        if self.weights and (len(self.weights) != len(self.runs) or min(self.weights) < 0 or not 0 < sum(self.weights) < float('inf')): raise ConfigError(f'is {" ".join(f"{w:g}" for w in self.weights)}', f'Give {len(self.runs)} numbers from 0, one a run, not all of them 0.', where='--weights')
+        if not (len(self.threshold_grid) == 3 and 0 < self.threshold_grid[0] < self.threshold_grid[1] <= 1 and self.threshold_grid[2] > 0): raise ConfigError(f'is {" ".join(map(str, self.threshold_grid))}', 'Give first, end and step, as 0.35 0.6 0.001.', where='--threshold-grid')
 
 # %% ../nbs/01_config.ipynb #bfa9e965
 @dataclass
