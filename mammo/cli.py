@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'PRESETS', 'SAME_FLAG', 'PLACES_THAT_REFUSE', 'DemoConfig', 'train_density', 'train_spine', 'train_chest',
            'tune', 'predict', 'embed', 'embeddings_baselines', 'phantom', 'demo', 'seeds', 'validate', 'evidence',
-           'gradcam', 'report_pack', 'eval_export', 'card', 'explore', 'gallery', 'usage', 'parse', 'main']
+           'gradcam', 'report_pack', 'eval_export', 'card', 'explore', 'gallery', 'ensemble_spine', 'usage', 'parse',
+           'main']
 
 # %% ../nbs/63_cli.ipynb #a866df83
 import difflib
@@ -17,7 +18,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
-from .config import BaselinesConfig, CardConfig, EmbedConfig, EvalExportConfig, EvidenceConfig, ExploreConfig, GalleryConfig, GradcamConfig, PhantomConfig, PredictConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
+from .config import BaselinesConfig, CardConfig, EmbedConfig, EnsembleConfig, EvalExportConfig, EvidenceConfig, ExploreConfig, GalleryConfig, GradcamConfig, PhantomConfig, PredictConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
 from .core import ConfigError, DataError, MammoError
 from .phases import RECIPES, recipe_defaults
 
@@ -170,8 +171,17 @@ def gallery(cfg: GalleryConfig) -> None:
     print(gallery(cfg, study_data).file('gallery'))
 
 # %% ../nbs/63_cli.ipynb #e2618591
+def ensemble_spine(cfg: EnsembleConfig) -> None:
+    "several spine models as one: mirror images, weights and threshold from val, table and submission"
+    from mammo.ensembling import ensemble
+    from mammo.recipes.all import study_data
+    run = ensemble(cfg, study_data)
+    print(run.file('ensemble_report').read_text(encoding='utf-8') + f'\n{run.path}/')
+    if not run.read_json('ensemble')['submission']['n']: raise DataError('no file of it was answered', f'The column reason of {run.file("submission").name} says why.', where='--input')
+
+# %% ../nbs/63_cli.ipynb #f7537c61
 COMMANDS = {'embed': (embed, EmbedConfig), 'embeddings-baselines': (embeddings_baselines, BaselinesConfig),
-            'train-density': (train_density, TrainConfig), 'train-spine': (train_spine, TrainConfig), 'train-chest': (train_chest, TrainConfig), 'tune': (tune, TuneConfig), 'predict': (predict, PredictConfig),
+            'train-density': (train_density, TrainConfig), 'train-spine': (train_spine, TrainConfig), 'train-chest': (train_chest, TrainConfig), 'ensemble-spine': (ensemble_spine, EnsembleConfig), 'tune': (tune, TuneConfig), 'predict': (predict, PredictConfig),
             'phantom': (phantom, PhantomConfig), 'demo': (demo, DemoConfig),
             'seeds': (seeds, SeedsConfig), 'validate': (validate, ValidateConfig), 'evidence': (evidence, EvidenceConfig), 'card': (card, CardConfig),
             'gradcam': (gradcam, GradcamConfig), 'report-pack': (report_pack, ReportPackConfig), 'eval-export': (eval_export, EvalExportConfig),

@@ -137,7 +137,7 @@ class OptimConfig:
     sampler_power: float = 1.0                                       # 1 makes all classes equally frequent, 0 changes nothing
     balance_twice: bool = False                                      # Allow class weights and the weighted sampler together
     loss: str = ''                                                   # cross_entropy label_smoothing focal ordinal binary (two classes), bce (findings); default: the task's own
-    threshold_grid: tuple[float, ...] = ()                           # Lowest, highest, step: search thresholds of largest F1 on val and keep them with the model; default: 0.5
+    threshold_grid: tuple[float, ...] = ()                           # First, end (left out), step: thresholds of largest F1 on val, kept with the model; default: 0.5
     clip: float = 1.0                                                # Gradient norm at most; 0 = no limit
     accumulate: int = 1                                              # Batches a step of the optimiser
     patience: int = 0                                                # Stop after so many epochs without a better one; 0 = never
@@ -159,7 +159,7 @@ class OptimConfig:
             if value is not None and not 0 < value < float('inf'): raise ConfigError(f'is {value}', 'Use a number above 0.', where=flag(name))
         for name, top in (('flip', 1), ('zoom', .9), ('brightness', 1), ('contrast', 1)):
             if not 0 <= getattr(self, name) <= top: raise ConfigError(f'is {getattr(self, name)}', f'Use 0 to {top}.', where=flag(name))
-        if (grid := self.threshold_grid) and not (len(grid) == 3 and 0 < grid[0] <= grid[1] < 1 and grid[2] > 0): raise ConfigError(f'is {" ".join(map(str, grid))}', 'Give lowest, highest and step, as 0.35 0.6 0.001.', where='--threshold-grid')
+        if (grid := self.threshold_grid) and not (len(grid) == 3 and 0 < grid[0] < grid[1] < 1 and 0 < grid[2] <= grid[1] - grid[0]): raise ConfigError(f'is {" ".join(map(str, grid))}', 'Give first, end and step, as 0.35 0.6 0.001.', where='--threshold-grid')
         if self.high_res and self.high_res < 16: raise ConfigError(f'is {self.high_res}', 'Use 16 or more, or 0 for none.', where='--high-res')
         if not 0 <= self.sampler_power <= 1: raise ConfigError(f'is {self.sampler_power}', 'Use 0 to 1.', where='--sampler-power')
         if self.sampler == 'weighted' and self.class_weights != 'none' and not self.balance_twice:
