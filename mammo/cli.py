@@ -58,7 +58,7 @@ def _meant(cfg: TrainConfig, *classes: str) -> None:
     "Raises `ConfigError` where `--classes` names the recipe of another command."
     if cfg.data.classes not in classes: raise ConfigError('belongs to another command', f'Use mammography train-{"density" if cfg.data.classes == "binary" else cfg.data.classes}.', where=f'--classes {cfg.data.classes}')
 
-
+# %% ../nbs/63_cli.ipynb #0e4dbb59
 def tune(cfg: TuneConfig) -> None:
     "search good settings for a training; --classes spine or chest for those"
     from mammo.recipes.all import study_data

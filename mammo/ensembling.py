@@ -12,7 +12,6 @@ import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -33,7 +32,6 @@ from .pipeline import answer, load_run, members
 from .prediction import _refused
 from .runs import RunDir, artefact, flat_run, logged
 from .seeds import Training, find_training, read_training
-from .training import Learner
 
 # %% ../nbs/53_ensembling.ipynb #6dc5f62e
 log = logging.getLogger('mammo')

@@ -8,7 +8,6 @@ __all__ = ['PHASED', 'HIGH_RES', 'OPENING', 'XRAY', 'RECIPES', 'ARCHS', 'read_ph
 # %% ../nbs/02_phases.ipynb #b0542298
 import json
 import re
-from dataclasses import replace
 
 from .config import TrainConfig, flat, unflat
 from .core import ConfigError

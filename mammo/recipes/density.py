@@ -6,7 +6,6 @@
 __all__ = ['BINARY', 'binary', 'density_data', 'train_density', 'demo_config', 'demo']
 
 # %% ../../nbs/50_density.ipynb #86579f4d
-from dataclasses import replace
 from pathlib import Path
 
 from ..config import DataConfig, ImageConfig, ModelConfig, OptimConfig, PhantomConfig, RunConfig, TrainConfig
