@@ -50,7 +50,10 @@ def class_weights(wanted: str,          # `auto`, `none`, or numbers such as `1,
     "What `--class-weights` means for these training images."
     if wanted == 'none': return None
     if wanted == 'auto' and task.kind == 'multiclass': return balanced_weights(np.bincount(rows.target, minlength=task.k).tolist(), task.display)
-    if wanted == 'auto': return [min(w, cap or np.inf) for w in positive_weights([(rows[l] == 1).sum() for l in task.labels], [(rows[l] == 0).sum() for l in task.labels], task.labels)]
+    if wanted == 'auto':
+        sides = {l: ((rows[l] == 1).sum(), (rows[l] == 0).sum()) for l in task.labels}
+        if alone := [l for l, n in sides.items() if min(n) < 1]: log.warning('the training images show one side only of %s: weight 1', ', '.join(alone))
+        return [min(positive_weights([p], [n])[0], cap or np.inf) if min(p, n) else 1. for p, n in sides.values()]
     try: weights = [float(w) for w in wanted.replace(';', ',').split(',')]
     except ValueError: weights = []
     if len(weights) != task.k or not all(0 < w < np.inf for w in weights): raise ConfigError(f'is {wanted!r}', f'Use auto, none, or {task.k} numbers above 0, as {",".join(["1", "2", "1", "3"][:task.k])}.', where='--class-weights')
