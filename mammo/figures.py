@@ -167,7 +167,7 @@ def roc_figure(t: Training,     # Of findings, from `read_whole`
                ):               # `matplotlib.figure.Figure`
     "One panel a finding; an empty one says why. Raises `DataError` for classes."
     if t.task.kind != 'multilabel': raise DataError('has classes that exclude each other', 'This figure is for findings.', where=f'task {t.task.name}')
-    fig, axes = _several(t.task.k)
+    fig, axes = _several(t.task.k, size=(2.1, 2.35))
     for ax, label, name in zip(axes, t.task.labels, t.task.display):
         own, m = one_finding(t, label).table, metrics['per_class'][label]
         positive, score = own.target.to_numpy(bool), own[f'prob_{label}'].to_numpy()

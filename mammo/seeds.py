@@ -319,7 +319,7 @@ def _remarks(used: list[Training], figures: dict) -> list[str]:
         if other := differences(first.settings, t.settings, (*FREE, 'seed')): out.append(f'{t.run.path.name} differs from {first.run.path.name} in more than the seed: {"; ".join(other)}. The spread is not that of seeds alone.')
         if t.trained_on != first.trained_on: out.append(f'{t.run.path.name} and {first.run.path.name} had other training images: the spread is not that of seeds alone.')
     out += [f'{title} is not defined in every run.' for f, title in shown(first.task).items() if figures.get(f) is None and f in figures]
-    out += [f'{title}: intervals rest on {v["resamples"]} resamples, those that hold both sides of every finding that has them.' for f, title in shown(first.task).items() if (v := figures.get(f)) and v.get('resamples')]
+    if few := [f'{title} {v["resamples"]}' for f, title in shown(first.task).items() if (v := figures.get(f)) and v.get('resamples')]: out.append(f'Intervals rest on the resamples that still have both sides of what is averaged, fewer than were drawn: {"; ".join(few)}.')
     if first.task.kind == 'multiclass' and any(t.figures['auroc_macro'] and abs(t.figures['auroc_macro'] - score_figures(*t.table[['target', 'decoded']].to_numpy().T, t.answers[1])['auroc_macro']) > .002 for t in used if not t.run.has('cv_summary')):
         out.append('AUROC: the spread is that of the predictions as written, with probabilities of 6 digits; the table has the exact figures.')
     if any(t.run.has('cv_summary') for t in used): out.append('Cross-validation: figures of all out-of-fold answers, AUROC within folds.')
