@@ -471,7 +471,7 @@ class ExploreConfig:
     role: Literal['auto', 'val', 'cal', 'test'] = 'auto'    # auto: test where the run has one, else val
     csv: Path | None = None                                 # Where the table of labels lies now; default: where the run found it
     dicom_root: Path | None = None                          # Where the images lie now
-    label: str = ''                                         # Finding that is shown first; default: the first with positive images in the role
+    label: str = ''                                         # Finding that is shown first; default: the most frequent in the role
     comments: Path | None = None                            # File that comments are added to; default: comments.csv in the run
     show_names: bool = False                                # Show names of images, in which the accession number stands; else they are numbers
     port: int = 0                                           # Of the page, on this machine only; 0 = any that is free
@@ -490,7 +490,7 @@ class GalleryConfig:
     run: Path                                               # A finished run
     out: Path = Path('outputs/gallery')                     # Gets index.html and pictures/
     role: Literal['auto', 'val', 'cal', 'test'] = 'auto'    # auto: test where the run has one, else val
-    label: str = ''                                         # Finding that is shown; default: the first with positive images in the role
+    label: str = ''                                         # Finding that is shown; default: the most frequent in the role
     explain: Literal['', 'predicted', 'true'] = ''          # Which class the maps are for; default: predicted, and of a finding the finding
     layer: str = 'final'                                    # Of which layer
     images: int = 0                                         # At most so many, drawn with --seed; 0 = all
