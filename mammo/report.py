@@ -148,7 +148,7 @@ def class_rows(task: Task, metrics: dict, source: str) -> Table:
     rows = [(name, *(decimals(per[l].get(f)) for f in ('precision', 'recall', 'f1')), between(per[l].get('intervals', {}).get('f1')), str(per[l]['support'])) for l, name in zip(task.labels, task.display)]
     return Table('By class', ('class', 'precision', 'recall', 'F1', '95 % interval of F1', 'support'), tuple(rows), tuple(f'{source}:per_class.{l}' for l in task.labels))
 
-
+# %% ../nbs/60_report.ipynb #2aec984c
 def finding_rows(task: Task,
                  metrics: dict,
                  said: dict,      # The summary, for the thresholds
@@ -164,7 +164,7 @@ def finding_rows(task: Task,
     return [Table(f'By finding, {how}', ('finding', 'known', 'positive', 'AUROC', 'average precision'), tuple(ranks), sources),
             Table(f'By finding, at the thresholds of the run, {how}', ('finding', 'threshold', 'sensitivity', 'specificity', 'F1'), tuple(found), sources)]
 
-
+# %% ../nbs/60_report.ipynb #01f41428
 def endpoint_rows(metrics: dict, source: str) -> list:  # Pieces; none where the run has no endpoint
     "Sensitivity and specificity at the threshold that validation has chosen."
     e = metrics.get('endpoint') or {}
@@ -173,7 +173,7 @@ def endpoint_rows(metrics: dict, source: str) -> list:  # Pieces; none where the
     rows = [(f, decimals(figures[f]), between((figures.get('intervals') or {}).get(f))) for f in ('sensitivity', 'specificity', 'auroc') if f in figures]
     return [Table(f'{e["endpoint"]["display"]}, at the threshold {decimals(t["threshold"])} chosen on {t["chosen_on"]}', ('figure', 'value', '95 % interval'), tuple(rows), tuple(f'{source}:endpoint.figures.{r[0]}' for r in rows))]
 
-
+# %% ../nbs/60_report.ipynb #f9b9c108
 def _named(pieces: Sequence, name: str) -> list:
     "The name of the run in every caption: tables and figures drift away from their text."
     return [replace(p, caption=f'{p.caption.rstrip(".")} ({name}).') if isinstance(p, (Table, Figure)) else p for p in pieces]

@@ -148,7 +148,7 @@ def _choose(self: Viewer) -> None:
     self.filling = False
     self._filter()
 
-
+# %% ../nbs/62_viewer.ipynb #8e7854a3
 def _finding(self: Viewer, name: str) -> str:   # '' for a run with classes
     "The finding that is asked for, and what there is to choose from."
     c, labels = self.c['finding'], labels_of(self.wholes(name).t)
