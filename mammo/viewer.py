@@ -18,11 +18,11 @@ import numpy as np
 from .cases import ORDERS, Kept, Screen, Wanted, add_comment, case_table, comments_in, encoded, pick, scale_bar, words
 from .config import TrainConfig
 from .core import ConfigError, MammoError
-from .looking import Look, finding, labels_of, look_whole
+from .looking import Look, finding, look_whole
 from .manifest import DataSet
 from .recipes.density import density_data
 from .runs import RunDir, artefact
-from .seeds import find_training
+from .seeds import find_training, labels_of
 
 # %% ../nbs/62_viewer.ipynb #984a45fa
 def finished_runs(root: str | Path = 'outputs') -> list[RunDir]:
