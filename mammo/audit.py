@@ -6,7 +6,7 @@
 __all__ = ['MUSCLE', 'FEWEST', 'CRITERIA', 'TRUSTED', 'NOT_TRUSTED', 'UNCLEAR', 'random_twin', 'cascade', 'shuffled',
            'randomisation', 'ranks', 'random_maps', 'pictures', 'flattened', 'blurred', 'chance_of', 'curve',
            'area_under', 'faithfulness', 'border', 'lift', 'truth_overlap', 'to_square', 'muscle_on_square',
-           'read_mask', 'read_masks', 'patient_means', 'Criterion', 'overall', 'audit', 'audit_figure']
+           'read_mask', 'read_masks', 'patient_means', 'Criterion', 'in_words', 'overall', 'audit', 'audit_figure']
 
 # %% ../nbs/43_audit.ipynb #799cb4d2
 import json
@@ -347,6 +347,15 @@ CRITERIA = (
 TRUSTED, NOT_TRUSTED, UNCLEAR = 'can be trusted', 'not to be trusted', 'cannot be told'
 
 
+def in_words(obj: object,   # JSON
+             organ: str,    # What the masks hold, where it is no breast
+             ) -> object:
+    "A summary of an audit with its own word for the region, in keys and in sentences."
+    if isinstance(obj, dict): return {k.replace('breast', organ): in_words(v, organ) for k, v in obj.items()}
+    if isinstance(obj, (list, tuple)): return [in_words(v, organ) for v in obj]
+    return obj.replace('breast', organ) if isinstance(obj, str) else obj
+
+
 def overall(verdicts: Sequence[str],   # One a criterion
             ) -> str:
     "Trusted if all criteria with a bar hold, not trusted if one fails."
@@ -460,23 +469,24 @@ def _band(ax, x, told: dict, label: str, **style) -> None:
     ax.plot(x, mean, label=label, **style)
 
 
-def _game(ax, curves: dict, name: str, what: str) -> None:
+def _game(ax, curves: dict, name: str, what: str, organ: str) -> None:
     x, mean = 100 * np.array(curves['shares']), {k: np.trapezoid(np.array(curves[k]['mean'], float), curves['shares']) for k in (name, f'{name}_random')}
     _band(ax, x, curves[f'{name}_random'], f'random order, area {mean[f"{name}_random"]:.2f}', color='0.45', linestyle='--')
     _band(ax, x, curves[name], f'hottest first, area {mean[name]:.2f}', color='tab:red', marker='o', markersize=3)
-    ax.set(title=name.capitalize(), xlabel=f'breast pixels {what}, %', xlim=(0, 100), ylim=(0, 1.02))
+    ax.set(title=name.capitalize(), xlabel=f'{organ} pixels {what}, %', xlim=(0, 100), ylim=(0, 1.02))
     ax.legend(fontsize=7, frameon=False, loc='best')
 
 # %% ../nbs/43_audit.ipynb #fb043f44
 def audit_figure(summary: dict,   # From `audit`
                  title: str = '',
+                 organ: str = 'breast',   # What the masks hold
                  ):               # `matplotlib.figure.Figure`
     "Deletion, insertion and random weights, each beside its null."
     from matplotlib.figure import Figure
     fig = Figure(figsize=(10.5, 3.5), layout='constrained')
     one, two, three = fig.subplots(1, 3)
-    _game(one, summary['curves'], 'deletion', 'taken away')
-    _game(two, summary['curves'], 'insertion', 'put back')
+    _game(one, summary['curves'], 'deletion', 'taken away', organ)
+    _game(two, summary['curves'], 'insertion', 'put back', organ)
     one.set_ylabel('probability of the explained class')
     steps, null = summary['cascade']['steps'], summary['figures']['rho_other']
     x = np.arange(len(steps) + 1)

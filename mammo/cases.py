@@ -26,7 +26,7 @@ from .core import ConfigError, DataError
 from .evaluation import exam_index
 from .gradcam import FINAL, overlay, scaled
 from .looking import Look
-from .seeds import read_training
+from .seeds import read_whole
 
 # %% ../nbs/59_cases.ipynb #d0c73c28
 def case_table(shown: Look,
@@ -38,7 +38,7 @@ def case_table(shown: Look,
         if (o.t.images, o.t.task.labels) != (shown.t.images, task.labels): raise DataError(f'{o.run.path.name} was scored on other images than {shown.run.path.name}', 'Give runs with one --split-seed.', where='--run')
     target, decoded, probs, names, at = t.target.to_numpy(), t.decoded.to_numpy(), t[task.prob_columns].to_numpy(), np.array(task.display, object), np.arange(len(t))
     text = lambda c: shown.rows[c].fillna('').astype(str).to_numpy() if c in shown.rows else np.full(len(t), '', object)
-    exam, place = exam_index(shown.rows), pd.Index(read_training(shown.run, shown.role).table.sample_id)   # of all images, also those that cannot be read any more
+    exam, place = exam_index(shown.rows), pd.Index(read_whole(shown.run, shown.role).table.sample_id)   # of all images, also those that cannot be read any more, or where a finding is not known
     return pd.DataFrame({'number': place.get_indexer(t.sample_id) + 1, 'truth': names[target], 'answer': names[decoded], 'target': target, 'decoded': decoded, 'prob': probs[at, decoded], 'right': target == decoded, 'distance': np.abs(target - decoded),
                          'loss': -np.log(np.maximum(probs[at, target], np.finfo(float).eps)), 'laterality': text('laterality'), 'view': text('view'), 'exam': exam,
                          'views_disagree': pd.Series(decoded).groupby(exam).transform('nunique').to_numpy() > 1,

@@ -434,7 +434,7 @@ class GradcamConfig:
     run: tuple[Path, ...]                                   # A finished run; or several on the same images, whose maps are compared
     role: Literal['auto', 'val', 'cal', 'test'] = 'auto'    # auto: test where the run has one, else val
     label: tuple[str, ...] = ()                             # Findings whose maps are drawn, each as absent or present; default: those with positive images in the role
-    explain: str = 'predicted'                              # Which class: predicted, true, or a label
+    explain: str = ''                                       # Which class: predicted, true, or a label; default: predicted, and of a finding the finding
     layers: tuple[str, ...] = ()                            # Layers of the layer-wise figure, as stages.3 final; default: four from input to output
     per: int = 2                                            # Examples of each kind and class
     images: int = 200                                       # At most so many images, drawn with --seed, for figures by class and agreement
@@ -490,7 +490,7 @@ class ExploreConfig:
     role: Literal['auto', 'val', 'cal', 'test'] = 'auto'    # auto: test where the run has one, else val
     csv: Path | None = None                                 # Where the table of labels lies now; default: where the run found it
     dicom_root: Path | None = None                          # Where the images lie now
-    label: str = ''                                         # Finding that is shown first; default: the first with positive images in the role
+    label: str = ''                                         # Finding that is shown first; default: the most frequent in the role
     comments: Path | None = None                            # File that comments are added to; default: comments.csv in the run
     show_names: bool = False                                # Show names of images, in which the accession number stands; else they are numbers
     port: int = 0                                           # Of the page, on this machine only; 0 = any that is free
@@ -509,8 +509,8 @@ class GalleryConfig:
     run: Path                                               # A finished run
     out: Path = Path('outputs/gallery')                     # Gets index.html and pictures/
     role: Literal['auto', 'val', 'cal', 'test'] = 'auto'    # auto: test where the run has one, else val
-    label: str = ''                                         # Finding that is shown; default: the first with positive images in the role
-    explain: Literal['predicted', 'true'] = 'predicted'     # Which class the maps are for
+    label: str = ''                                         # Finding that is shown; default: the most frequent in the role
+    explain: Literal['', 'predicted', 'true'] = ''          # Which class the maps are for; default: predicted, and of a finding the finding
     layer: str = 'final'                                    # Of which layer
     images: int = 0                                         # At most so many, drawn with --seed; 0 = all
     seed: int = 42                                          # Of the draw

@@ -17,11 +17,11 @@ from pathlib import Path, PureWindowsPath
 from .card import model_card, reporting_sheet, sheet_text
 from .config import EvalExportConfig
 from .core import ConfigError, RunError, Task, hash_file, stable_hash
-from .figures import confusion_figure, features_figure, role_features, training_figure
-from .metrics import HEADLINE
+from .figures import as_classes, confusion_figure, cooccurrence_figure, features_figure, findings_figure, roc_figure, role_features, training_figure
+from .metrics import headlines
 from .pipeline import members
 from .runs import RunDir, artefact, atomic, find_run, json_ready, load_config
-from .seeds import open_folder
+from .seeds import label_role, open_folder, read_whole
 
 # %% ../nbs/60_evalexport.ipynb #3771bbc9
 def without_places(obj: object) -> object:
@@ -34,7 +34,7 @@ def without_places(obj: object) -> object:
 # %% ../nbs/60_evalexport.ipynb #f5e4b285
 ROLES = ('val', 'cal', 'test')
 COPIED = ('predictions', 'exams', 'metrics_text', 'confusion', 'subgroups', 'worst_errors', 'abstention', 'heat_examples', 'heat_figures', 'heat_agreement', 'heat_review', 'heat_audit', 'heat_report')
-ONCE = ('history', 'calibration', 'trial', 'evidence_report', 'learning_curve')
+ONCE = ('history', 'calibration', 'thresholds', 'trial', 'evidence_report', 'learning_curve')
 
 
 def _json(obj: object) -> bytes: return json.dumps(json_ready(without_places(json_ready(obj))), indent=2, ensure_ascii=False, allow_nan=False).encode()
@@ -58,13 +58,24 @@ def _png(fig) -> bytes:
     return out.getvalue()
 
 
+def _of_role(run: RunDir, task: Task, role: str) -> Iterator[tuple]:  # Name and figure
+    "What was said of a role's images."
+    metrics = run.read_json('metrics', role)
+    if task.kind == 'multiclass': yield 'confusion', confusion_figure(task, metrics); return
+    t = read_whole(run, role)
+    yield 'counts', findings_figure(task, metrics)
+    yield 'roc', roc_figure(t, metrics)
+    yield 'cooccurrence', cooccurrence_figure(t.truth, task.display, f'{len(t.table)} {role} images of {t.table.patient_key.nunique()} patients')
+
+
 def _figures(run: RunDir, task: Task, roles: list[str]) -> Iterator[tuple[str, bytes]]:
     "The three figures of a run, and those that other commands have left in it."
     yield artefact('figure', 'training'), _png(training_figure(run))
-    for role in roles if task.kind == 'multiclass' else ():
-        yield artefact('figure', f'{role}_confusion'), _png(confusion_figure(task, run.read_json('metrics', role)))
+    for role in roles:
+        for name, fig in _of_role(run, task, role): yield artefact('figure', f'{role}_{name}'), _png(fig)
         x, t = role_features(run, role)
-        if len(x) >= 4: yield artefact('figure', f'{role}_features'), _png(features_figure(task, x, t.table.target.to_numpy(), f'{role} images'))
+        classes, target = as_classes(t)
+        if len(x) >= 4: yield artefact('figure', f'{role}_features'), _png(features_figure(classes, x, target, f'{role} images'))
     folder = run.file('figure', 'x').parent
     for p in sorted(folder.glob('*.png')): yield f'{folder.name}/{p.name}', p.read_bytes()
 
@@ -75,9 +86,10 @@ def contents(run: RunDir) -> dict[str, bytes]:  # Name in the export → content
     "All files of the export but its own two lists. Raises `RunError` where the run is not finished."
     if run.state() != 'finished': raise RunError(f'is not finished ({run.state()})', 'Wait for it, or go on with --resume.', where=f'--run {run.path}')
     roles, task = [r for r in ROLES if run.has('metrics', r)], Task.from_dict(run.read_json('summary')['task'])
-    out = {artefact(k, r): run.file(k, r).read_bytes() for k in COPIED for r in roles if run.has(k, r)} | {artefact(k): run.file(k).read_bytes() for k in ONCE if run.has(k)}
+    named = [*roles, *(label_role(r, l) for r in roles for l in task.labels if task.kind == 'multilabel')]
+    out = {artefact(k, r): run.file(k, r).read_bytes() for k in COPIED for r in named if run.has(k, r)} | {artefact(k): run.file(k).read_bytes() for k in ONCE if run.has(k)}
     out |= {artefact('metrics', r): _json(run.read_json('metrics', r)) for r in roles} | {artefact(k): _json(run.read_json(k)) for k in ('config', 'summary', 'evidence') if run.has(k)}
-    out |= {artefact('heat', r): _json(run.read_json('heat', r)) for r in roles if run.has('heat', r)}
+    out |= {artefact('heat', r): _json(run.read_json('heat', r)) for r in named if run.has('heat', r)}
     out |= dict(_figures(run, task, roles)) | {artefact('environment'): _json(environment(run))}
     sheet = reporting_sheet(run)
     out |= {artefact('card'): model_card(run).encode(), artefact('sheet'): sheet_text(sheet, run.path.name).encode(), artefact('sheet_table'): sheet.to_csv(index=False).encode()}
@@ -127,7 +139,8 @@ def log_mlflow(run: RunDir,
         if run.has('history'): _log_history(mlflow, run.read_json('history'))
         for role in (r for r in ROLES if run.has('metrics', r)):
             m = run.read_json('metrics', role)
-            mlflow.log_metrics({f'{role}_{f}': m[f] for f in HEADLINE if m.get(f) is not None} | {f'{role}_{f}_{end}': v for f in HEADLINE for end, v in zip(('low', 'high'), m['intervals'].get(f) or ())})
+            names = headlines(m['kind'])
+            mlflow.log_metrics({f'{role}_{f}': m[f] for f in names if m.get(f) is not None} | {f'{role}_{f}_{end}': v for f in names for end, v in zip(('low', 'high'), m['intervals'].get(f) or ())})
         mlflow.log_artifacts(str(folder.path))
     return active.info.run_id
 

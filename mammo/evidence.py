@@ -16,14 +16,14 @@ import pandas as pd
 
 from .calibration import abstention_curve, abstention_figure, reliability, reliability_figure
 from .config import EvidenceConfig, TrainConfig, unflat
-from .core import RunError, between, decimals, markdown_table, provenance
+from .core import ConfigError, RunError, between, decimals, markdown_table, provenance
 from .dicom import ReadOptions, read_image
 from .endpoints import decision_curve, decision_figure, endpoint_of, endpoint_scores
 from .manifest import DataSet
 from .material import chosen, read_options
 from .probes import curve_plot, learning_curve, power_law, write_probes
 from .runs import RunDir, artefact
-from .seeds import Training, find_training, read_training
+from .seeds import Training, find_training, label_role, labels_of, one_finding, read_whole
 from .subgroups import BY, NAMES, readers_band, write_subgroups
 from .validation import with_and_without
 
@@ -59,7 +59,7 @@ class Pictures(Sequence):
 # %% ../nbs/48_evidence.ipynb #e2d78821
 def write_abstention(run: RunDir, role: str, t: Training, n_boot: int = 1000) -> pd.DataFrame:
     "`metrics/{role}_abstention.csv` and its figure: accuracy and quadratic kappa of the share that is answered, most certain images first."
-    curve = abstention_curve(t.task, t.table.target.to_numpy(), t.table[t.task.prob_columns].to_numpy(), t.table.patient_key, n_boot=n_boot)
+    role, curve = label_role(role, t.label), abstention_curve(t.task, t.table.target.to_numpy(), t.table[t.task.prob_columns].to_numpy(), t.table.patient_key, n_boot=n_boot)
     with run.write('abstention', role, 'w') as f: curve.to_csv(f, index=False)
     with run.write('figure', f'{role}_abstention') as f: abstention_figure({role: curve}).savefig(f, dpi=200, format='png')
     return curve
@@ -87,7 +87,7 @@ def write_calibration(run: RunDir, role: str, t: Training, n_boot: int = 1000) -
     if folds < 2: return {'why_not': 'one patient cannot calibrate another'}, p
     found, after, _ = with_and_without(t.task, y, p, who, folds, n_boot, temperature=own)
     tables = {name: reliability(t.task, y, q, groups=who) for name, q in (('as delivered', p), ('recalibrated', after))}
-    with run.write('figure', f'{role}_reliability') as f: reliability_figure(tables).savefig(f, dpi=200, format='png')
+    with run.write('figure', f'{label_role(role, t.label)}_reliability') as f: reliability_figure(tables).savefig(f, dpi=200, format='png')
     return found | {'how': 'the temperature of the calibration set' if own else f'temperatures of the other patients, in {folds} folds'}, after
 
 
@@ -98,7 +98,7 @@ def write_decision(run: RunDir, role: str, t: Training, probs: np.ndarray, n_boo
     score, positive = endpoint_scores(t.task, endpoint, probs, t.table.target.to_numpy())
     if positive.all() or not positive.any(): return None
     curve = decision_curve(score, positive, groups=t.table.patient_key, n_boot=n_boot)
-    with run.write('figure', f'{role}_decision') as f: decision_figure(curve, endpoint.name).savefig(f, dpi=200, format='png')
+    with run.write('figure', f'{label_role(role, t.label)}_decision') as f: decision_figure(curve, endpoint.name).savefig(f, dpi=200, format='png')
     return {'endpoint': endpoint.display, 'n_positive': int(positive.sum()), 'rows': curve.to_dict('records')}
 
 # %% ../nbs/48_evidence.ipynb #6e193509
@@ -123,7 +123,7 @@ def _error_lines(said: dict, role: str) -> list[str]:
     e, a = said['errors'], said['abstention']
     off = ', '.join(f'{n} by {d} class{"es" if d != "1" else ""}' for d, n in e['by_distance'].items())
     rows = [[f'{100 * r["share"]:.0f} %', r['n'], decimals(r['threshold']), f'{decimals(r["accuracy"])} ({between([r["accuracy_low"], r["accuracy_high"]])})', f'{decimals(r["kappa_quadratic"])} ({between([r["kappa_quadratic_low"], r["kappa_quadratic_high"]])})'] for r in a]
-    return ['## Where it is wrong', '', f'{e["wrong"]} of {e["of"]} answers are wrong{": " + off if off else ""}. The worst stand in `{artefact("worst_errors", role)}`.', '',
+    return ['## Where it is wrong', '', f'{e["wrong"]} of {e["of"]} answers are wrong{": " + off if off else ""}. The worst stand in `{artefact("worst_errors", label_role(role, said["label"]))}`.', '',
             '## What it could leave unanswered', '', *markdown_table(['answered', 'images', 'largest probability from', 'accuracy', NAMES['kappa_quadratic']], rows), '', 'The certainty is chosen on the images that it is scored on: a curve to look at, no figure of a rule. Intervals of accuracy are here those of a share (Wilson, over patients), which hold near 1 too and differ a little from the bootstrap above.', '']
 
 # %% ../nbs/48_evidence.ipynb #b42fc2fb
@@ -161,7 +161,7 @@ def _curve_lines(curve: dict | None) -> list[str]:
 def _page(said: dict, table: pd.DataFrame, t: Training, figures: list[str]) -> str:
     "`evidence.md`."
     role, parts = said['role'], [_group_lines(table, said['subgroups']['said'], t), _calibration_lines(said['calibration']), _decision_lines(said['decision']), _error_lines(said, said['role']), _probe_lines(said['probes']), _curve_lines(said['learning_curve'])]
-    head = [f'# Evidence of `{said["run"]}`, role {role}', '', f'{said["n"]} images of {said["n_patients"]} patients. {said["note"]}', '']
+    head = [f'# Evidence of `{said["run"]}`, role {role}{", " + t.task.display[1] if t.label else ""}', '', f'{said["n"]} images of {said["n_patients"]} patients. {said["note"]}', '']
     end = [f'Intervals: 95 %, {said["n_boot"]} resamples of patients. Commit {said["git_commit"] or "unknown"}, {said["timestamp"]}.', '']
     return '\n'.join([*head, *(line for p in parts for line in p), *(line for f in figures for line in (f'![{f.replace("_", " ")}]({artefact("figure", f)})', '')), *end])
 
@@ -169,25 +169,34 @@ def _page(said: dict, table: pd.DataFrame, t: Training, figures: list[str]) -> s
 NOTES = {'val': 'Selection set: its images chose the epoch, the figures are optimistic and no claim.', 'cal': 'Calibration set.', 'test': 'Nothing before the evaluation has seen these images.'}
 
 # %% ../nbs/48_evidence.ipynb #a8a14245
+def _evidence_of(run: RunDir, role: str, t: Training, data: DataSet, options: ReadOptions, cfg: EvidenceConfig, probes: dict | None, learned: tuple | None) -> tuple[dict, str]:   # As written to the JSON, and the page
+    "All of a run with classes, or of one finding."
+    name = label_role(role, t.label)
+    table, words = write_subgroups(run, role, data.manifest, Pictures(data.manifest.path, options) if cfg.worst else None, cfg.by or BY, cfg.n_boot, max(cfg.worst, 1), t.label)
+    curve, (calibration, after) = write_abstention(run, role, t, cfg.n_boot), write_calibration(run, role, t, cfg.n_boot)
+    decision = write_decision(run, role, t, after, cfg.n_boot)
+    said = {'run': run.path.name, 'role': role, 'label': t.label, 'note': NOTES[role], 'n': len(t.table), 'n_patients': int(t.table.patient_key.nunique()), 'subgroups': {'said': words, 'groups': table.to_dict('records')}, 'errors': errors_of(t), 'calibration': calibration, 'decision': decision,
+            'abstention': curve.iloc[[(curve.share - s).abs().argmin() for s in (1, .9, .8, .7, .5)]].drop_duplicates('n').to_dict('records'), 'probes': probes,
+            'learning_curve': learned and {'rows': learned[0].to_dict('records'), 'law': learned[1]}, 'n_boot': cfg.n_boot} | provenance()
+    figures = [f'{name}_subgroups', *([f'{name}_worst_errors'] if cfg.worst else []), *([] if 'why_not' in calibration else [f'{name}_reliability']), *([f'{name}_decision'] if decision else []), f'{name}_abstention', *(['probes'] if probes and 'said' in probes else []), *(['learning_curve'] if learned else [])]
+    return said, _page(said, table, t, figures)
+
+# %% ../nbs/48_evidence.ipynb #466b6d98
 def evidence(cfg: EvidenceConfig,
              data_of: Callable[[TrainConfig], DataSet],         # Settings → the images and labels that they ask for
              train: Callable[[DataSet, TrainConfig], RunDir],   # For the learning curve
              ) -> RunDir:                                       # The run, with evidence.md, evidence.json, tables and figures
-    "What `mammography evidence` does. Raises `RunError` where the run is not finished or lacks the role."
+    "What `mammography evidence` does; of a run with findings a chapter for each that is asked for. Raises `RunError` where the run is not finished or lacks the role."
     run = find_training(cfg.run, flag='--run')
     role = role_of(run, cfg.role, cfg.run)
-    t = read_training(run, role)
-    own = run_settings(t, cfg.csv, cfg.dicom_root, cfg.num_workers)
+    whole = read_whole(run, role)
+    if (many := whole.task.kind == 'multilabel') and cfg.curve: raise ConfigError('is for classes that exclude each other', 'Leave it out.', where='--curve')
+    parts = [one_finding(whole, l) if l else whole for l in labels_of(whole, cfg.label)]
+    own = run_settings(whole, cfg.csv, cfg.dicom_root, cfg.num_workers)
     data, options = chosen(data_of(own), own.data), read_options(own)
-    table, words = write_subgroups(run, role, data.manifest, Pictures(data.manifest.path, options) if cfg.worst else None, cfg.by or BY, cfg.n_boot, max(cfg.worst, 1))
-    curve, (calibration, after) = write_abstention(run, role, t, cfg.n_boot), write_calibration(run, role, t, cfg.n_boot)
-    decision = write_decision(run, role, t, after, cfg.n_boot)
-    probes = probes_of(run, data, cfg, options) if cfg.probes else None
+    probes = {'why_not': 'the probes are for classes that exclude each other'} if many and cfg.probes else probes_of(run, data, cfg, options) if cfg.probes else None
     learned = write_curve(run, own, data, cfg, train) if cfg.curve else None
-    said = {'run': run.path.name, 'role': role, 'note': NOTES[role], 'n': len(t.table), 'n_patients': int(t.table.patient_key.nunique()), 'subgroups': {'said': words, 'groups': table.to_dict('records')}, 'errors': errors_of(t), 'calibration': calibration, 'decision': decision,
-            'abstention': curve.iloc[[(curve.share - s).abs().argmin() for s in (1, .9, .8, .7, .5)]].drop_duplicates('n').to_dict('records'), 'probes': probes,
-            'learning_curve': learned and {'rows': learned[0].to_dict('records'), 'law': learned[1]}, 'n_boot': cfg.n_boot} | provenance()
-    figures = [f'{role}_subgroups', *([f'{role}_worst_errors'] if cfg.worst else []), *([] if 'why_not' in calibration else [f'{role}_reliability']), *([f'{role}_decision'] if decision else []), f'{role}_abstention', *(['probes'] if probes and 'said' in probes else []), *(['learning_curve'] if learned else [])]
-    with run.write('evidence_report', mode='w') as f: f.write(_page(said, table, t, figures))
-    run.write_json('evidence', said)
+    found = [_evidence_of(run, role, t, data, options, cfg, probes, learned) for t in parts]
+    with run.write('evidence_report', mode='w') as f: f.write('\n'.join(page for _, page in found))
+    run.write_json('evidence', {'run': run.path.name, 'role': role, 'findings': {t.label: said for t, (said, _) in zip(parts, found)}} | provenance() if many else found[0][0])
     return run

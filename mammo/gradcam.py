@@ -190,12 +190,13 @@ def choose_examples(task: Task,
 def _cell(ax, r, short: dict[str, str], picture: np.ndarray, heat: np.ndarray, cmap: str) -> None:
     ax.imshow(overlay(picture, heat, cmap))
     if not heat.any(): ax.text(.5, .5, 'no heat', transform=ax.transAxes, ha='center', fontsize=7, color='white')
-    ax.set_title(f'true {short[r.truth]}, said {short[r.answer]} ({r.prob:.2f})', fontsize=7)
+    gap = ', ' if max(map(len, short.values())) <= 4 else '\n'
+    ax.set_title(f'true {short[r.truth]}{gap}said {short[r.answer]} ({r.prob:.2f})', fontsize=7)
 
 
 def _short(task: Task) -> dict[str, str]:
-    "What a class is called in a cell: its name, or its label where a name is too long."
-    return dict(zip(task.display, task.labels if max(map(len, task.display)) > 4 else task.display))
+    "What a class is called in a cell: its name, or its label where a name is too long and the label is not."
+    return dict(zip(task.display, task.labels if max(map(len, task.display)) > 4 >= max(map(len, task.labels)) else task.display))
 
 # %% ../nbs/42_gradcam.ipynb #6f6adf64
 def grid(task: Task,
@@ -273,14 +274,14 @@ def layers_figure(pictures: Sequence[np.ndarray],                # 1 to 6 of (H,
 # %% ../nbs/42_gradcam.ipynb #3c6c5ab5
 def map_figures(heat: np.ndarray,   # (S, S) in [0, 1], on the model's square
                 mask: np.ndarray,   # (S, S) bool, the breast there
-                ) -> dict[str, float]:  # `area, entropy, inside, breast`; NaN where there is no breast or no heat
+                ) -> dict[str, float]:  # `area, entropy, inside, breast`; NaN where there is no breast or no heat, and for what lies inside of everything
     "Activated area, entropy and energy of one map."
     if heat.shape != mask.shape: raise DataError(f'the map is {heat.shape}, the mask {mask.shape}', where='map_figures')
     own, total = heat[mask].astype(float), float(heat.sum())
     nothing = not mask.any() or not own.sum() > 0
     p = own[own > 0] / own.sum() if not nothing else np.ones(1)
     return {'area': float((own >= .5).mean()) if mask.any() and total > 0 else np.nan, 'entropy': np.nan if nothing or len(own) < 2 else float(-(p * np.log(p)).sum() / np.log(len(own))),
-            'inside': float(own.sum() / total) if total > 0 else np.nan, 'breast': float(mask.mean())}
+            'inside': float(own.sum() / total) if total > 0 and not mask.all() else np.nan, 'breast': float(mask.mean())}
 
 
 def energy_in(heat: np.ndarray,                  # (S, S), 0 and above

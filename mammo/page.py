@@ -37,8 +37,9 @@ def told(cfg: ExploreConfig,
         if run.state() != 'finished': raise RunError(f'is not finished ({run.state()})', 'Wait for it, or go on with --resume.', where=f'--run {where}')
         roles = [r for r in ('val', 'cal', 'test') if run.has('predictions', r)]
         if (cfg.role == 'auto' and not {'val', 'test'} & {*roles}) or cfg.role not in ('auto', *roles): raise ConfigError(f'has no {artefact("predictions", "val" if cfg.role == "auto" else cfg.role)}', 'Choose another --role.', where=f'--run {where}')
+    if cfg.label and (strange := [r.path.name for r in runs if cfg.label not in r.read_json('summary')['task']['labels']]): raise ConfigError(f'is no finding of {strange[0]}', where=f'--label {cfg.label}')
     whole = lambda p: None if p is None else str(Path(p).absolute())
-    return {'home': str(Path.cwd()), 'runs': [whole(r.path) for r in runs], 'role': cfg.role, 'csv': whole(cfg.csv), 'dicom_root': whole(cfg.dicom_root), 'comments': whole(cfg.comments), 'show_names': cfg.show_names, 'num_workers': cfg.num_workers}
+    return {'home': str(Path.cwd()), 'runs': [whole(r.path) for r in runs], 'role': cfg.role, 'csv': whole(cfg.csv), 'dicom_root': whole(cfg.dicom_root), 'comments': whole(cfg.comments), 'show_names': cfg.show_names, 'num_workers': cfg.num_workers} | ({'label': cfg.label} if cfg.label else {})
 
 # %% ../nbs/62_page.ipynb #d8cefb49
 def notebook(said: dict) -> str:   # An .ipynb

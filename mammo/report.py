@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'MAIN', 'MAKE', 'Heading', 'Words', 'Table', 'Figure', 'tex', 'to_markdown', 'to_tex', 'marked', 'place',
-           'prefix', 'run_words', 'figure_rows', 'class_rows', 'endpoint_rows', 'run_pieces', 'seeds_pieces',
-           'cv_pieces', 'lay_main', 'pack_run', 'pack_features', 'report_pack']
+           'prefix', 'run_words', 'figure_rows', 'class_rows', 'finding_rows', 'endpoint_rows', 'run_pieces',
+           'seeds_pieces', 'cv_pieces', 'lay_main', 'pack_run', 'pack_features', 'report_pack']
 
 # %% ../nbs/60_report.ipynb #28d37c54
 import logging
@@ -20,14 +20,14 @@ import pandas as pd
 from .config import ReportPackConfig, TrainConfig
 from .core import ConfigError, Task, between, decimals, markdown_table
 from .evidence import role_of
-from .figures import confusion_figure, features_figure, figures_line, role_features, training_figure
+from .figures import as_classes, confusion_figure, cooccurrence_figure, features_figure, figures_line, findings_figure, roc_figure, role_features, training_figure
 from .heatmaps import draw_examples
-from .looking import look
+from .looking import looks_at
 from .manifest import DataSet
-from .metrics import HEADLINE
+from .metrics import headlines
 from .models import backbone
 from .runs import RunDir, artefact, atomic
-from .seeds import SHOWN, TITLES, collect, draw, find_training, seed_figures, seeds_table
+from .seeds import SHOWN, TITLES, collect, draw, find_training, in_name, read_whole, seed_figures, seeds_table, shown
 
 # %% ../nbs/60_report.ipynb #c80548ec
 log = logging.getLogger('mammo')
@@ -136,9 +136,10 @@ def run_words(run: RunDir) -> list:  # Pieces
 def figure_rows(metrics: dict, source: str, at: str = '') -> Table:  # `at`: key of a part of the file, as `exam`
     "The headline figures with n and interval."
     who = f'{metrics["n"]} / {metrics["n_patients"] or "–"}'
-    rows = [(title, decimals(metrics[f]), between(metrics['intervals'].get(f)), who) for f, title in HEADLINE.items()]
+    names = headlines(metrics['kind'])
+    rows = [(title, decimals(metrics[f]), between(metrics['intervals'].get(f)), who) for f, title in names.items()]
     unit, key = metrics.get('unit', 'image'), f'{at}.' if at else ''
-    return Table(f'Figures by {unit}, 95 % intervals over patients ({metrics["n_boot"]} resamples)', ('figure', 'value', '95 % interval', f'{unit}s / patients'), tuple(rows), tuple(f'{source}:{key}{f}' for f in HEADLINE))
+    return Table(f'Figures by {unit}, 95 % intervals over patients ({metrics["n_boot"]} resamples)', ('figure', 'value', '95 % interval', f'{unit}s / patients'), tuple(rows), tuple(f'{source}:{key}{f}' for f in names))
 
 
 def class_rows(task: Task, metrics: dict, source: str) -> Table:
@@ -147,7 +148,23 @@ def class_rows(task: Task, metrics: dict, source: str) -> Table:
     rows = [(name, *(decimals(per[l].get(f)) for f in ('precision', 'recall', 'f1')), between(per[l].get('intervals', {}).get('f1')), str(per[l]['support'])) for l, name in zip(task.labels, task.display)]
     return Table('By class', ('class', 'precision', 'recall', 'F1', '95 % interval of F1', 'support'), tuple(rows), tuple(f'{source}:per_class.{l}' for l in task.labels))
 
+# %% ../nbs/60_report.ipynb #2aec984c
+def finding_rows(task: Task,
+                 metrics: dict,
+                 said: dict,      # The summary, for the thresholds
+                 source: str,
+                 ) -> list[Table]:
+    "How much is known of each finding and how well it is ranked; and what is found at the run's own thresholds."
+    per, limits = metrics['per_class'], said['objective'].get('thresholds') or [.5] * task.k
+    cell = lambda m, f: decimals(m[f]) + (f' ({between(i)})' if (i := m.get('intervals', {}).get(f)) else '')
+    sources = tuple(f'{source}:per_class.{l}' for l in task.labels)
+    ranks = [(name, str(per[l]['n']), str(per[l]['support']), cell(per[l], 'auroc'), cell(per[l], 'average_precision')) for l, name in zip(task.labels, task.display)]
+    found = [(name, f'{limit:.2f}', *(cell(per[l], f) for f in ('sensitivity', 'specificity', 'f1'))) for l, name, limit in zip(task.labels, task.display, limits)]
+    how = f'95 % intervals over patients ({metrics["n_boot"]} resamples)'
+    return [Table(f'By finding, {how}', ('finding', 'known', 'positive', 'AUROC', 'average precision'), tuple(ranks), sources),
+            Table(f'By finding, at the thresholds of the run, {how}', ('finding', 'threshold', 'sensitivity', 'specificity', 'F1'), tuple(found), sources)]
 
+# %% ../nbs/60_report.ipynb #01f41428
 def endpoint_rows(metrics: dict, source: str) -> list:  # Pieces; none where the run has no endpoint
     "Sensitivity and specificity at the threshold that validation has chosen."
     e = metrics.get('endpoint') or {}
@@ -156,7 +173,7 @@ def endpoint_rows(metrics: dict, source: str) -> list:  # Pieces; none where the
     rows = [(f, decimals(figures[f]), between((figures.get('intervals') or {}).get(f))) for f in ('sensitivity', 'specificity', 'auroc') if f in figures]
     return [Table(f'{e["endpoint"]["display"]}, at the threshold {decimals(t["threshold"])} chosen on {t["chosen_on"]}', ('figure', 'value', '95 % interval'), tuple(rows), tuple(f'{source}:endpoint.figures.{r[0]}' for r in rows))]
 
-
+# %% ../nbs/60_report.ipynb #f9b9c108
 def _named(pieces: Sequence, name: str) -> list:
     "The name of the run in every caption: tables and figures drift away from their text."
     return [replace(p, caption=f'{p.caption.rstrip(".")} ({name}).') if isinstance(p, (Table, Figure)) else p for p in pieces]
@@ -168,35 +185,43 @@ def run_pieces(run: RunDir, role: str, task: Task, files: dict[str, str]) -> lis
     exam = [figure_rows(metrics['exam'], source, 'exam')] if 'exam' in metrics else []
     method = 'Attention rollout' if backbone(said['arch']).patch else 'Grad-CAM of the last convolutional block'
     captions = {'train': 'Loss, accuracy and learning rate by epoch; the dashed line is the epoch that was kept', 'confusion': f'Confusion matrix, {metrics["n"]} {role} images; {figures_line(metrics)}',
-                'gradcam': f'{method}. Rows are true classes, columns the kind of answer; each map is divided by its own maximum'}
+                'gradcam': f'{method}. Rows are true classes, columns the kind of answer; each map is divided by its own maximum',
+                'counts': f'Answers at the thresholds of the run, {metrics["n"]} {role} images; {figures_line(metrics)}', 'roc': f'ROC curves of the findings on the {role} images where each is known, AUROC with its 95 % interval over patients; the dot is the threshold of the run',
+                'cooccurrence': f'How often findings occur together in the {role} images'}
+    captions |= {k: f'{captions["gradcam"]}; {k.removeprefix("gradcam ")}' for k in files if k.startswith('gradcam ')}
+    tables = [class_rows(task, metrics, source)] if task.kind == 'multiclass' else finding_rows(task, metrics, said, source)
     notes = [Words('Remarks: ' + '; '.join(metrics['notes']) + '.', f'{source}:notes')] if metrics['notes'] else []
     fold = re.fullmatch(r'fold_(\d+)', run.path.parent.name)
     name = f'fold {fold[1]}' if fold else f'seed {said["seed"]}'
-    pieces = [*run_words(run), Words(metrics['note'], f'{source}:note'), figure_rows(metrics, source), class_rows(task, metrics, source), *endpoint_rows(metrics, source), *exam, *notes,
-              *(Figure(f, captions[k], .62 if k == 'confusion' else 1) for k, f in files.items())]
+    pieces = [*run_words(run), Words(metrics['note'], f'{source}:note'), figure_rows(metrics, source), *tables, *endpoint_rows(metrics, source), *exam, *notes,
+              *(Figure(f, captions[k], {'confusion': .62, 'cooccurrence': .75}.get(k, 1)) for k, f in files.items())]
     return [Heading(f'{name[0].upper()}{name[1:]}'), *_named(pieces, name)]
 
 # %% ../nbs/60_report.ipynb #94b00596
 def seeds_pieces(runs: Sequence[RunDir], role: str, file: str) -> list:
     "The table of runs with mean, sample deviation and range."
     used, rows = collect(list(runs), role)
-    table, of = seeds_table(used, rows), {str(r.path): r for r in runs}
+    table, of, titles = seeds_table(used, rows), {str(r.path): r for r in runs}, shown(used[0].task)
     body, sources = [], []
     for r in table.to_dict('records'):
         run = of.get(r['directory'])
         if run is not None and r['status'] != 'used': log.warning('%s is left out: %s', r['run'], r['reason']); continue
-        body.append((f'seed {r["seed"]}' if run is not None else r['run'], *(decimals(r[f]) for f in SHOWN)))
+        body.append((f'seed {r["seed"]}' if run is not None else r['run'], *(decimals(r[f]) for f in titles)))
         sources.append(f'{place(run)}/{artefact("metrics", role)}' if run is not None else 'the rows above')
-    who = f'{len(used[0].table)} {role} images of {used[0].table.patient_key.nunique()} patients'
-    return [Table(f'{len(used)} trainings that differ in the seed, on the same {who}; sd is the sample standard deviation (ddof 1)', ('run', *(TITLES[f] for f in SHOWN)), tuple(body), tuple(sources)),
+    who, head = f'{len(used[0].table)} {role} images of {used[0].table.patient_key.nunique()} patients', ('run', *titles.values())
+    if used[0].task.kind == 'multilabel':   # many figures, few runs
+        head, *body = (tuple(column) for column in zip(head, *body))
+        head, sources = ('figure', *head[1:]), ['the metrics of each run'] * len(body)
+    return [Table(f'{len(used)} trainings that differ in the seed, on the same {who}; sd is the sample standard deviation (ddof 1)', head, tuple(body), tuple(sources)),
             Figure(file, f'Figures of {len(used)} trainings (points) and the 95 % interval of their mean over patients (bars); {who}.')]
 
 # %% ../nbs/60_report.ipynb #e630a36b
 def cv_pieces(cv: RunDir) -> list:   # A folder with `cv_summary.json`
     "The table of a cross-validation: mean over folds, interval over patients, sample deviation and range over folds."
     said, source = cv.read_json('cv_summary'), f'{place(cv)}/{artefact("cv_summary")}'
-    known = [(f, said['figures'][f]) for f in SHOWN if f in said['figures']]
-    rows = [(TITLES[f], decimals(v['mean']), between(v.get('interval')), decimals(v['sd']), between(v['range'])) for f, v in known]
+    titles = shown(Task.from_dict(said['task'])) if 'task' in said else {f: TITLES[f] for f in SHOWN}
+    known = [(f, said['figures'][f]) for f in titles if f in said['figures']]
+    rows = [(titles[f], decimals(v['mean']), between(v.get('interval')), decimals(v['sd']), between(v['range'])) for f, v in known]
     caption = f'{said["folds"]} folds by patient, {said["n"]} images of {said["n_patients"]} patients, each scored by a model that had not seen the patient'
     return [Heading('Cross-validation'), Table(caption, ('figure', 'mean', '95 % interval, patients', 'sd over folds', 'range'), tuple(rows), tuple(f'{source}:figures.{f}.mean' for f, _ in known))]
 
@@ -255,11 +280,20 @@ def pack_run(run: RunDir, role: str, task: Task, cfg: ReportPackConfig, data_of:
     name, out = prefix(run, task, run.read_json('summary')['seed']), Path(cfg.assets_dir)
     files = {'train': _save(out / f'{name.format("train")}.png', training_figure(run))}
     if task.kind == 'multiclass': files['confusion'] = _save(out / f'{name.format("confusion")}.png', confusion_figure(task, run.read_json('metrics', role)))
-    if cfg.gradcam:
-        fig, table = draw_examples(look(run.path, data_of, role, cfg.csv, cfg.dicom_root, cfg.num_workers, cfg.device), per=cfg.per, cmap=cfg.cmap)
-        files['gradcam'] = _save(out / f'{name.format("gradcam")}.png', fig)
-        with atomic(out / f'{name.format("gradcam")}.csv') as f: _by_row(run, role, table).to_csv(f, index=False)
+    else: files |= {kind: _save(out / f'{name.format(kind)}.png', fig) for kind, fig in _of_findings(run, role, task)}
+    if not cfg.gradcam: return files
+    for l in looks_at(run.path, data_of, cfg.label, 3, role=role, csv=cfg.csv, dicom_root=cfg.dicom_root, num_workers=cfg.num_workers, device=cfg.device):
+        fig, table = draw_examples(l, per=cfg.per, cmap=cfg.cmap)
+        kind = f'gradcam {l.task.display[1]}' if l.t.label else 'gradcam'
+        stem = name.format('_'.join(filter(None, ['gradcam', in_name(l.t.label)])))
+        files[kind] = _save(out / f'{stem}.png', fig)
+        with atomic(out / f'{stem}.csv') as f: _by_row(run, role, table).to_csv(f, index=False)
     return files
+
+
+def _of_findings(run: RunDir, role: str, task: Task) -> list[tuple]:  # Kind and figure
+    t, metrics = read_whole(run, role), run.read_json('metrics', role)
+    return [('counts', findings_figure(task, metrics)), ('roc', roc_figure(t, metrics)), ('cooccurrence', cooccurrence_figure(t.truth, task.display, f'{len(t.table)} {role} images of {t.table.patient_key.nunique()} patients'))]
 
 
 def _by_row(run: RunDir, role: str, table: pd.DataFrame) -> pd.DataFrame:
@@ -271,7 +305,8 @@ def _by_row(run: RunDir, role: str, table: pd.DataFrame) -> pd.DataFrame:
 def pack_features(run: RunDir, role: str, task: Task, assets: Path) -> list:  # Pieces
     "`embeddings_pca_tsne.png`: the features of one run."
     x, t = role_features(run, role)
-    file = _save(assets / 'embeddings_pca_tsne.png', features_figure(task, x, t.table.target.to_numpy(), f'{role} images, pooled features of the run with seed {t.seed}'))
+    classes, target = as_classes(t)
+    file = _save(assets / 'embeddings_pca_tsne.png', features_figure(classes, x, target, f'{role} images, pooled features of the run with seed {t.seed}'))
     return [Figure(file, f'PCA and t-SNE of the pooled features of {len(x)} {role} images ({place(run)}, seed {t.seed}). Axes of t-SNE have no meaning.')]
 
 # %% ../nbs/60_report.ipynb #6cc1aa94
@@ -305,7 +340,7 @@ def _task_and_keys(runs: list[RunDir]) -> tuple[Task, list[str]]:
 def _pack_seeds(runs: list[RunDir], role: str, task: Task, assets: Path, n_boot: int) -> list:
     used, _ = collect(runs, role)
     file, figures = f'{task.name}_seeds.png', seed_figures(used, n_boot)
-    _save(assets / file, draw(figures, [t.seed for t in used], {f: [t.figures[f] for t in used] for f in SHOWN}, f'{len(used[0].table)} {role} images, {used[0].table.patient_key.nunique()} patients'))
+    _save(assets / file, draw(figures, [t.seed for t in used], {f: [t.figures[f] for t in used] for f in figures}, f'{len(used[0].table)} {role} images, {used[0].table.patient_key.nunique()} patients', shown(task)))
     return seeds_pieces(runs, role, file)
 
 # %% ../nbs/60_report.ipynb #447d7c66

@@ -31,6 +31,7 @@ from .core import ConfigError, DataError, RunError, provenance, stable_hash
 from .jobs import cluster, usable_cpus
 from .manifest import DataSet, label_columns
 from .material import cache_folder, gather
+from .metrics import monitored
 from .pipeline import SEARCHED, check, trace, train
 from .runs import SCHEMA, RunDir, json_ready, logged
 from .splits import without_test
@@ -274,12 +275,12 @@ def attempt(study, trial, run: RunDir, data: DataSet, cfg: TuneConfig,
     own, monitor = trial_config(cfg, run, trial), data.task.monitor
 
     def on_epoch(epoch: int, row: dict) -> None:
-        if (value := row[f'val_{monitor}']) is None: return
+        if (value := row[monitored(monitor)]) is None: return
         trial.report(value, epoch)
         if epoch < own.optim.epochs and stop(epoch, value): raise TrialPruned
     try:
         value = train(data, own, on_epoch).read_json('trial')['value']
-        if value is None: raise DataError(f'val_{monitor} is not defined', 'val needs every class.')
+        if value is None: raise DataError(f'val_{monitor} is not defined', 'val needs every class, and of findings both sides of one.')
         study.tell(trial, value)
         return value
     except TrialPruned: close(study, trial.number, own, monitor, 'PRUNED')

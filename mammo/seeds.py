@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'TITLES', 'WHY', 'sd_interval', 'seed_draws', 'draw_seeds', 'variance_parts', 'agreement', 'Training',
-           'find_training', 'read_whole', 'in_name', 'label_role', 'one_finding', 'read_training', 'support', 'collect',
-           'shown', 'seeds_table', 'verdict', 'seed_figures', 'open_folder', 'seeds', 'draw']
+           'find_training', 'read_whole', 'in_name', 'label_role', 'one_finding', 'read_training', 'support',
+           'labels_of', 'collect', 'shown', 'seeds_table', 'verdict', 'seed_figures', 'open_folder', 'seeds', 'draw']
 
 # %% ../nbs/45_seeds.ipynb #fc5f7d72
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -232,13 +233,25 @@ def read_training(run: RunDir,
     if t.task.kind == 'multilabel' and not label: raise ConfigError(f'{run.path.name} has findings, and one is looked at', f'Add --label with one of {", ".join(t.task.labels)}.', where='--label')
     return one_finding(t, label) if label else t
 
-
+# %% ../nbs/45_seeds.ipynb #c86421e0
 def support(t: Training,   # Of findings
             ) -> dict:     # JSON-ready: label → `n` images where it is known, `n_patients`, `n_positive`
     "How much is known of each finding. Raises `ConfigError` for classes."
     if t.task.kind != 'multilabel': raise ConfigError('has classes', 'Count its classes.', where=f'task {t.task.name}')
     known = {l: t.table[t.table[f'true_{l}'].notna()] for l in t.task.labels}
     return {l: {'n': len(x), 'n_patients': int(x.patient_key.nunique()), 'n_positive': int(x[f'true_{l}'].sum())} for l, x in known.items()}
+
+
+def labels_of(t: Training,                   # From `read_whole`
+              wanted: Sequence[str] = (),    # None given: those with positive images, the most frequent first
+              most: int = 0,                 # At most so many where none are named; 0 = all
+              ) -> tuple[str, ...]:          # `('',)` for a run with classes
+    "The findings that are looked at. Raises `ConfigError` for a label that is none, `RunError` where none is there."
+    if t.task.kind == 'multiclass' and not wanted: return ('',)
+    if wanted: return tuple(one_finding(t, l).label for l in dict.fromkeys(wanted))
+    n = {l: s['n_positive'] for l, s in support(t).items() if s['n_positive']}
+    if not n: raise RunError('has no positive image of any finding', 'Choose another --role.', where=t.run.path)
+    return tuple(sorted(n, key=lambda l: -n[l])[:most or None])
 
 # %% ../nbs/45_seeds.ipynb #eb22c801
 def collect(runs: list[RunDir],
@@ -319,7 +332,7 @@ def _remarks(used: list[Training], figures: dict) -> list[str]:
         if other := differences(first.settings, t.settings, (*FREE, 'seed')): out.append(f'{t.run.path.name} differs from {first.run.path.name} in more than the seed: {"; ".join(other)}. The spread is not that of seeds alone.')
         if t.trained_on != first.trained_on: out.append(f'{t.run.path.name} and {first.run.path.name} had other training images: the spread is not that of seeds alone.')
     out += [f'{title} is not defined in every run.' for f, title in shown(first.task).items() if figures.get(f) is None and f in figures]
-    out += [f'{title}: intervals rest on {v["resamples"]} resamples, those that hold both sides of every finding that has them.' for f, title in shown(first.task).items() if (v := figures.get(f)) and v.get('resamples')]
+    if few := [f'{title} {v["resamples"]}' for f, title in shown(first.task).items() if (v := figures.get(f)) and v.get('resamples')]: out.append(f'Intervals rest on the resamples that still have both sides of what is averaged, fewer than were drawn: {"; ".join(few)}.')
     if first.task.kind == 'multiclass' and any(t.figures['auroc_macro'] and abs(t.figures['auroc_macro'] - score_figures(*t.table[['target', 'decoded']].to_numpy().T, t.answers[1])['auroc_macro']) > .002 for t in used if not t.run.has('cv_summary')):
         out.append('AUROC: the spread is that of the predictions as written, with probabilities of 6 digits; the table has the exact figures.')
     if any(t.run.has('cv_summary') for t in used): out.append('Cross-validation: figures of all out-of-fold answers, AUROC within folds.')

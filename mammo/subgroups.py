@@ -18,7 +18,7 @@ from .core import ConfigError, DataError, Task
 from .manifest import COLUMNS
 from .metrics import patient_index, resample_counts, statistic_for
 from .runs import RunDir
-from .seeds import Training, read_training
+from .seeds import Training, label_role, read_training
 
 # %% ../nbs/46_subgroups.ipynb #cab2c84c
 BY = ('view', 'laterality', 'manufacturer', 'age_band', 'site')
@@ -242,10 +242,11 @@ def write_subgroups(run: RunDir,                    # Finished, or a folder of c
                     by: Sequence[str] = BY,
                     n_boot: int = 1000,
                     n: int = 12,                    # Pictures in the gallery
+                    label: str = '',                # One of the run's findings; its name goes into those of the files
                     ) -> tuple[pd.DataFrame, str]:  # The table of groups, and what `multiplicity` says
     "`metrics/{role}_subgroups.csv`, `metrics/{role}_worst_errors.csv` and their figures, from the predictions of a run or of all folds."
-    t = read_training(run, role)
-    at = rows_in(rows, t)
+    t = read_training(run, role, label)
+    at, role = rows_in(rows, t), label_role(role, label)
     mine = rows.iloc[at].reset_index(drop=True).assign(fold=t.table.fold.to_numpy())
     target, (decoded, probs, _) = t.table.target.to_numpy(np.int64), t.answers
     table, worst = subgroups(t.task, target, probs, mine, by, n_boot, decoded=decoded), worst_errors(t.task, target, probs, mine, n, decoded)

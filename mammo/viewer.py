@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from .cases import ORDERS, Kept, Screen, Wanted, add_comment, case_table, comments_in, encoded, pick, scale_bar, words
+from .config import TrainConfig
 from .core import ConfigError, MammoError
-from .looking import Look, look
+from .looking import Look, finding, look_whole
+from .manifest import DataSet
 from .recipes.density import density_data
 from .runs import RunDir, artefact
-from .seeds import find_training
+from .seeds import find_training, labels_of
 
 # %% ../nbs/62_viewer.ipynb #984a45fa
 def finished_runs(root: str | Path = 'outputs') -> list[RunDir]:
@@ -56,7 +58,7 @@ def _controls(names: list[str], beside: list[str]) -> dict:
     button = lambda text, tip: w.Button(description=text, tooltip=tip, layout=thin('8.5em'))
     return {'run': w.Dropdown(options=names, description='run', layout=thin('22em'), style={'description_width': '3em'}),
             'beside': w.SelectMultiple(options=names, value=beside, rows=min(4, len(names)), description='beside', tooltip='Trainings on the same images, shown side by side', layout=thin('22em'), style={'description_width': '4em'}),
-            'truth': drop('truth'), 'answer': drop('answer'), 'outcome': drop('outcome', [('all', ''), ('right', 'right'), ('wrong', 'wrong')]), 'view': drop('view'),
+            'finding': drop('finding'), 'truth': drop('truth'), 'answer': drop('answer'), 'outcome': drop('outcome', [('all', ''), ('right', 'right'), ('wrong', 'wrong')]), 'view': drop('view'),
             'disagree': drop('disagree', [('all', ''), ('views differ', 'views'), ('seeds differ', 'seeds')]), 'order': drop('order', [(v, k) for k, v in ORDERS.items()]),
             'prob': w.FloatRangeSlider(value=(0, 1), min=0, max=1, step=.01, readout_format='.2f', description='probability', continuous_update=False, layout=thin('24em'), style={'description_width': '6em'}),
             'back': button('◀ previous', 'The image before'), 'next': button('next ▶', 'The next image'), 'worst': button('worst error', 'The wrong answer that is furthest off; again for the next'),
@@ -92,17 +94,21 @@ class Viewer:
                  size: int = 640,                                # Of a picture's longer side, pixels
                  cmap: str = 'inferno',
                  num_workers: int = -1,                          # Processes that decode what is not in the store
+                 label: str = '',                                # Finding that is shown first; default: the most frequent
+                 data_of: Callable[[TrainConfig], DataSet] = density_data,   # Settings → the images and labels that they ask for
                  ):
         given = [runs] if isinstance(runs, (str, Path, RunDir)) else list(runs)
         self.runs = [RunDir(r.path.absolute()) for r in ([find_training(r, flag='--run') for r in given] or finished_runs())]
         if not self.runs: raise ConfigError('there is no finished run under outputs/', 'Train one with mammography train-density, or name a run.', where='--run')
         self.names, self.file, self.show_names, self.cmap = run_names(self.runs), comments, show_names, cmap
         shapes = {}
-        self.screens = Kept(lambda name: Screen(look(self.runs[self.names.index(name)].path, density_data, role, csv, dicom_root, num_workers), size, shapes=shapes), 8)
+        self.wholes = Kept(lambda name: look_whole(self.runs[self.names.index(name)].path, data_of, role, csv, dicom_root, num_workers), 8)
+        self.screens = Kept(lambda name, label='': Screen(finding(self.wholes(name), label) if label else self.wholes(name), size, shapes=shapes), 16)
         self.c, self.ahead, self.i, self.filling = _controls(self.names, self.names[1:] if given else []), ThreadPoolExecutor(1), None, False
+        self.label = label
         self.view = _arranged(self.c, scale_bar(cmap))
         self.c['run'].observe(self._chosen, 'value')
-        self.c['beside'].observe(self._chosen, 'value')
+        for name in ('beside', 'finding'): self.c[name].observe(self._chosen, 'value')
         for name in ('truth', 'answer', 'outcome', 'view', 'disagree', 'order', 'prob'): self.c[name].observe(self._filtered, 'value')
         for name in ('place', 'layer', 'label'): self.c[name].observe(self._moved, 'value')
         self.c['opacity'].observe(self._painted, 'value')
@@ -118,21 +124,22 @@ def _arranged(c: dict, scale: str):
     "The controls in rows."
     import ipywidgets as w
     row = lambda *names: w.HBox([c[n] for n in names], layout=w.Layout(flex_flow='row wrap'))
-    return w.VBox([row(*(['run', 'beside'] if len(c['run'].options) > 1 else ['run'])), row('truth', 'answer', 'outcome', 'view', 'disagree', 'order'), row('prob', 'count'), row('back', 'next', 'worst', 'place'),
+    return w.VBox([row(*(['run', 'beside'] if len(c['run'].options) > 1 else ['run']), 'finding'), row('truth', 'answer', 'outcome', 'view', 'disagree', 'order'), row('prob', 'count'), row('back', 'next', 'worst', 'place'),
                    w.HBox([c['opacity'], c['layer'], c['label'], w.HTML(scale)], layout=w.Layout(flex_flow='row wrap')), c['message'], c['caption'], c['panes'], row('text', 'note'), c['noted']])
 
 # %% ../nbs/62_viewer.ipynb #70f42e07
 def _choose(self: Viewer) -> None:
     "Another run or others beside it: cases, controls, an image. Where that fails, all stays as it is."
     c, name = self.c, self.c['run'].value
-    screen, side = self.screens(name), {n: self.screens(n) for n in c['beside'].value if n != name}
+    label = self._finding(name)
+    screen, side = self.screens(name, label), {n: self.screens(n, label) for n in c['beside'].value if n != name}
     cases, shown = case_table(screen.look, [s.look for s in side.values()]), screen.look
     if self.i is not None and cases.sample_id.tolist() != self.cases.sample_id.tolist(): self.i = None
-    self.name, self.screen, self.side, self.cases = name, screen, side, cases
+    self.name, self.label, self.screen, self.side, self.cases = name, label, screen, side, cases
     views = [v for v in sorted(self.cases['view'].unique()) if v]
     with_all = lambda values: [('all', ''), *zip(values, values)]
     fill = {'truth': with_all(shown.task.display), 'answer': with_all(shown.task.display), 'view': with_all(views), 'layer': [(n, n) for n in shown.layers()[::-1]],
-            'label': [('answer', 'answer'), ('truth', 'truth'), *((name, k) for k, name in enumerate(shown.task.display))]}
+            'label': sorted([('answer', 'answer'), ('truth', 'truth'), *((name, k) for k, name in enumerate(shown.task.display))], key=lambda o: bool(label) and o[1] != 1)}   # of a finding the finding first
     self.filling = True
     for name, options in fill.items():
         old = c[name].value
@@ -140,6 +147,18 @@ def _choose(self: Viewer) -> None:
         c[name].value = old if old in [value for _, value in options] else options[0][1]
     self.filling = False
     self._filter()
+
+# %% ../nbs/62_viewer.ipynb #8e7854a3
+def _finding(self: Viewer, name: str) -> str:   # '' for a run with classes
+    "The finding that is asked for, and what there is to choose from."
+    c, labels = self.c['finding'], labels_of(self.wholes(name).t)
+    wanted = c.value or self.label
+    if wanted and wanted not in labels and labels != ('',): labels = (*labels_of(self.wholes(name).t, [wanted]), *labels)   # one without positive images; an error where it is none
+    self.filling = True
+    c.options, c.layout.display = labels, 'none' if labels == ('',) else ''
+    c.value = wanted if wanted in labels else labels[0]
+    self.filling = False
+    return c.value
 
 
 def _switch(self: Viewer) -> None:
@@ -149,6 +168,7 @@ def _switch(self: Viewer) -> None:
     except (MammoError, OSError):
         self.filling = True
         self.c['run'].value, self.c['beside'].value = self.name, tuple(self.side)
+        if self.label: self.c['finding'].value = self.label
         self.filling = False
         raise
 
@@ -165,7 +185,7 @@ def _filter(self: Viewer) -> None:
     self._show()
 
 
-Viewer._choose, Viewer._switch, Viewer._filter = _choose, _switch, _filter
+Viewer._choose, Viewer._finding, Viewer._switch, Viewer._filter = _choose, _finding, _switch, _filter
 
 # %% ../nbs/62_viewer.ipynb #a21a35ea
 def _label(self: Viewer, screen: Screen, i: int) -> int:
