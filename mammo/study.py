@@ -121,7 +121,8 @@ def _endpoint_lines(metrics: dict) -> list[str]:
 def _report_folds(run: RunDir) -> str:
     "Mean, sample deviation and range over the folds."
     said = run.read_json('cv_summary')
-    rows = {f: v for f, v in said['figures'].items() if f in ('accuracy', 'kappa_quadratic', 'macro_f1', 'auroc_macro')}
+    shown = ('accuracy', 'kappa_quadratic', 'macro_f1', 'micro_f1', 'weighted_f1', 'auroc_macro')
+    rows = {f: v for f, v in said['figures'].items() if f in shown or f.startswith('auroc_')}
     columns = lambda v: {'mean': v['mean'], **dict(zip(('low', 'high'), v.get('interval') or ())), 'sd': v['sd'], 'lowest': v['range'][0], 'highest': v['range'][1]}
     table = pd.DataFrame([{'figure': f} | columns(v) for f, v in rows.items()]).set_index('figure')
     return '\n'.join([f'{said["folds"]} folds by patient, {said["n"]} images of {said["n_patients"]} patients, each scored by a model that had not seen the patient; low and high are the 95 % interval of the mean over patients; sd is the sample standard deviation',
