@@ -32,6 +32,7 @@ from .jobs import cluster, usable_cpus
 from .manifest import DataSet, label_columns
 from .material import cache_folder, gather
 from .metrics import monitored
+from .phases import RECIPES, recipe_defaults
 from .pipeline import SEARCHED, check, trace, train
 from .runs import SCHEMA, RunDir, json_ready, logged
 from .splits import without_test
@@ -73,9 +74,10 @@ def searched(cfg: TuneConfig, space: tuple[Setting, ...] = SPACE) -> tuple[Setti
     "The rows that make sense for these settings. Raises `ConfigError` for a told value outside of its row, and for unknown names in `--fixed`."
     if unknown := [n for n in cfg.search.fixed if n not in {s.name for s in space}]:
         raise ConfigError(f'{unknown[0]!r} is not searched', f'Choose from {", ".join(s.name for s in space)}.', where='--fixed')
+    values, given = base_values(cfg), lambda s: replace(s, choices=tuple(sorted({*s.choices, values[s.name]}))) if s.choices and s.name in values else s  # a told value is one of the choices
     idle = set(cfg.search.fixed) | ({'backbone_lr'} if cfg.model.open_stages() == 0 else set())
-    rows = [replace(s, choices=tuple(c for c in s.choices if c < cfg.optim.epochs)) if s.name == 'warmup_epochs' else s for s in space if s.name not in idle]
-    rows, values = [s for s in rows if len(s.choices) > 1 or s.low < s.high], base_values(cfg)
+    rows = [replace(s, choices=tuple(c for c in s.choices if c < cfg.optim.epochs)) if s.name == 'warmup_epochs' else s for s in map(given, space) if s.name not in idle]
+    rows = [s for s in rows if len(s.choices) > 1 or s.low < s.high]
     for s in rows:
         if not s.holds(values[s.name]): raise ConfigError(f'is {values[s.name]}, outside of what is searched ({s})', f'Leave it out, or keep it with --fixed {s.name}.', where=flag(s.name))
     if not rows: raise ConfigError('leaves nothing to search', 'Name fewer settings.', where='--fixed')
@@ -92,8 +94,9 @@ def with_values(cfg: TrainConfig,
 
 
 def command_line(cfg: TrainConfig, command: str = 'train-density') -> str:
-    "What has to be typed for these settings: every flag that is not at its default."
-    words, usual = ['mammography', command], flat(TrainConfig())
+    "What has to be typed for these settings: every flag that is not at its default, which is the recipe's own for spine and chest."
+    usual = flat(recipe_defaults(TrainConfig, cfg.data.classes, cfg.model.arch) if cfg.data.classes in RECIPES else TrainConfig())
+    words, usual['arch'] = ['mammography', f'train-{cfg.data.classes}' if cfg.data.classes in RECIPES else command], RECIPES.get(cfg.data.classes, usual)['arch']
     for name, value in flat(cfg).items():
         if value == usual[name] or value is None: continue
         if isinstance(value, bool): words.append(flag(name if value else f'no_{name}'))
@@ -529,7 +532,7 @@ def final_lines(cfg: TuneConfig, best: dict[str, object], command: str, seeds: t
     "What trains with the settings that were found, once a seed, on the same roles and from the same pixel store."
     own = with_values(cfg, best)
     run = replace(own.run, outdir=Path(cfg.run.outdir) / 'final', resume=False, optuna_trial_id='', ray_trial_name='', ray_logdir=None)
-    return [command_line(replace(own, image=replace(own.image, cache_dir=cache_folder(cfg)), run=replace(run, seed=seed)), command).replace(command, f'{command} --seed {seed}' if seed == RunConfig.seed else command, 1) for seed in seeds]
+    return [command_line(replace(own, image=replace(own.image, cache_dir=cache_folder(cfg)), run=replace(run, seed=seed)), command).replace(' --', f' --seed {seed} --' if seed == RunConfig.seed else ' --', 1) for seed in seeds]
 
 
 def record(study, run: RunDir, cfg: TuneConfig, space: tuple[Setting, ...], seen: DataSet, command: str) -> dict:
