@@ -130,6 +130,12 @@ _CODES = {code: name for table in (VIEWS, MODIFIERS) for name, codes in table.it
 _VIEW_TEXT = re.compile(r'([LR]?)([MS]*?)(XCCL|XCCM|XCC|MLO|LMO|CC|ML|LM|FB|SIO|ISO|CV|AT)((?:ID|RL|RM|RI|RS|TAN|NP|AC|IMF|AX|CV|AT|M|S)*)')
 
 # %% ../nbs/10_dicom.ipynb #0388c48a
+def _elsewhere(ds: Dataset) -> bool:
+    "Whether the file says that it shows another part of the body; projection radiographs of the breast are MG, older ones CR."
+    modality, part = _word(ds, 'Modality').upper(), _word(ds, 'BodyPartExamined').upper()
+    return modality != 'MG' and (modality == 'DX' or part not in ('', 'BREAST'))
+
+
 def view_of(ds: Dataset,   # A DICOM data set
             ) -> tuple[str, str, tuple[str, ...], list[str]]:  # laterality, view, modifiers, notes
     "Laterality, view and view modifiers from the codes, else from text."
@@ -137,7 +143,7 @@ def view_of(ds: Dataset,   # A DICOM data set
     code = _CODES.get(_word(item, 'CodeValue'), '')
     mods = [_CODES.get(_word(m, 'CodeValue'), '') for d in (item, ds) for m in _items(d, 'ViewModifierCodeSequence')]
     text = re.sub(r'[^A-Z]', '', _word(ds, 'ViewPosition').upper())[:16]
-    m, notes = _VIEW_TEXT.fullmatch(text), []
+    m, notes = None if _elsewhere(ds) else _VIEW_TEXT.fullmatch(text), []
     side, prefix, view, suffix = m.groups() if m else ('', '', text, '')
     mods += list(prefix) + re.findall('ID|RL|RM|RI|RS|TAN|NP|AC|IMF|AX|CV|AT|M|S', suffix)
     if code in VIEWS and m and view != code: notes.append(f'view: the code says {code}, the text says {view}; the code is taken')

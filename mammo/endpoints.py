@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'RULES', 'F1_GRID', 'FIGURES', 'DECISION', 'Endpoint', 'endpoint_of', 'endpoint_scores', 'cut_points',
-           'best_f1', 'choose_threshold', 'at_threshold', 'decision_curve', 'decision_figure', 'roc_figure',
-           'evaluate_endpoint', 'format_endpoint']
+           'best_f1', 'choose_threshold', 'endpoint_draws', 'at_threshold', 'decision_curve', 'decision_figure',
+           'roc_figure', 'evaluate_endpoint', 'format_endpoint']
 
 # %% ../nbs/32_endpoints.ipynb #8e5bce5e
 from collections.abc import Iterable
@@ -133,7 +133,7 @@ def choose_threshold(score: np.ndarray,              # (N,) larger means more li
             'n_patients': None if groups is None else n_patients, 'sensitivity': float(called[positive].mean()), 'specificity': float((~called)[~positive].mean())} | more
 
 # %% ../nbs/32_endpoints.ipynb #606876a4
-FIGURES = {'sensitivity': 'sensitivity', 'specificity': 'specificity', 'ppv': 'positive predictive value', 'npv': 'negative predictive value', 'accuracy': 'accuracy', 'youden': "Youden's index",
+FIGURES = {'sensitivity': 'sensitivity', 'specificity': 'specificity', 'ppv': 'positive predictive value', 'npv': 'negative predictive value', 'accuracy': 'accuracy', 'f1': 'F1', 'youden': "Youden's index",
            'lr_positive': 'likelihood ratio +', 'lr_negative': 'likelihood ratio −', 'prevalence': 'prevalence', 'auroc': 'AUROC', 'average_precision': 'average precision'}
 
 # %% ../nbs/32_endpoints.ipynb #1e02512a
@@ -141,7 +141,7 @@ def _from_counts(tp, fp, fn, tn) -> dict[str, np.ndarray]:
     "Everything that four counts give; NaN for 0/0, infinite likelihood ratios where only the divisor is zero."
     found, left, n = _ratio(tp, tp + fn), _ratio(tn, tn + fp), tp + fp + fn + tn
     with np.errstate(divide='ignore', invalid='ignore'): plus, minus = _ratio(tp, tp + fn) / _ratio(fp, tn + fp), _ratio(fn, tp + fn) / left
-    return {'sensitivity': found, 'specificity': left, 'ppv': _ratio(tp, tp + fp), 'npv': _ratio(tn, tn + fn), 'accuracy': _ratio(tp + tn, n), 'youden': found + left - 1,
+    return {'sensitivity': found, 'specificity': left, 'ppv': _ratio(tp, tp + fp), 'npv': _ratio(tn, tn + fn), 'accuracy': _ratio(tp + tn, n), 'f1': _ratio(2 * tp, 2 * tp + fp + fn), 'youden': found + left - 1,
             'lr_positive': plus, 'lr_negative': minus, 'prevalence': _ratio(tp + fn, n)}
 
 
@@ -177,12 +177,31 @@ def _at_the_edge(point: dict, sides: dict[str, np.ndarray], group: np.ndarray, l
     if {point['sensitivity'], point['specificity']} & {0., 1.}:
         fixed |= dict.fromkeys(('youden', 'lr_positive', 'lr_negative'))
         notes.append("Youden's index and the likelihood ratios have no interval: one of their parts shows no spread")
+    if point['f1'] in (0, 1):
+        fixed['f1'] = None
+        notes.append(f'F1 is {point["f1"]:g}: resamples show no spread, so there is no interval')
     if point['auroc'] in (0, 1):
         fixed['auroc'] = fixed['average_precision'] = None
         notes.append(f'AUROC is {point["auroc"]:g}: resamples show no spread, so there is no interval')
     return fixed, notes
 
 # %% ../nbs/32_endpoints.ipynb #a1860215
+def endpoint_draws(score: np.ndarray,               # (N,) larger means more likely
+                   positive: np.ndarray,            # (N,) bool
+                   threshold: float,                # At or above is called positive; held fixed in the resamples
+                   groups: Iterable | None = None,  # Patient key of each image; None treats images as independent
+                   n_boot: int = 2000,              # Resamples of patients
+                   seed: int = 0,                   # The same seed gives the same resamples, for two answers that are compared
+                   ) -> dict[str, np.ndarray]:      # Figure → (1 + n_boot,); the first is the figure itself, NaN where undefined
+    "All `FIGURES` on the same resampled patients."
+    score, positive = _checked(score, positive, 'endpoint_draws')
+    group, n_groups = patient_index(groups, len(score))
+    statistic = _endpoint_statistic(score, positive, threshold, group, n_groups)
+    counts, step = np.concatenate([np.ones((n_groups, 1), np.int32), resample_counts(n_groups, n_boot, seed)], 1), max(16, 2 ** 19 // len(score))
+    blocks = [statistic(np.ascontiguousarray(counts[:, i:i + step], dtype=float)) for i in range(0, counts.shape[1], step)]
+    return {m: np.concatenate([b[m] for b in blocks]) for m in FIGURES}
+
+# %% ../nbs/32_endpoints.ipynb #8c3a80dd
 def at_threshold(score: np.ndarray,               # (N,) larger means more likely
                  positive: np.ndarray,            # (N,) bool
                  threshold: float,                # At or above is called positive; held fixed in the resamples
@@ -195,14 +214,12 @@ def at_threshold(score: np.ndarray,               # (N,) larger means more likel
     if not np.isfinite(threshold): raise ConfigError(f'threshold is {threshold}', where='at_threshold')
     score, positive = _checked(score, positive, 'at_threshold')
     n, called, (group, n_groups) = len(score), score >= threshold, patient_index(groups, len(score))
-    statistic = _endpoint_statistic(score, positive, threshold, group, n_groups)
-    point = {m: _number(v[0]) for m, v in statistic(np.ones((n_groups, 1))).items()}
+    draws = endpoint_draws(score, positive, threshold, groups, n_boot if n_groups > 1 else 0, seed)
+    point = {m: _number(v[0]) for m, v in draws.items()}
     intervals, notes = {}, [] if groups is not None else ['no patient keys: images are taken as independent, intervals may be too narrow']
     if n_boot and n_groups > 1:
-        counts, step = resample_counts(n_groups, n_boot, seed), max(16, 2 ** 19 // n)
-        blocks = [statistic(np.ascontiguousarray(counts[:, i:i + step], dtype=float)) for i in range(0, n_boot, step)]
         exact, told = _at_the_edge(point, {'sensitivity': positive, 'specificity': ~positive, 'ppv': called, 'npv': ~called, 'accuracy': np.ones(n, bool)}, group, level)
-        intervals, notes = {m: _bounds(m, np.concatenate([b[m] for b in blocks]), level) for m in FIGURES} | exact, notes + told
+        intervals, notes = {m: _bounds(m, draws[m][1:], level) for m in FIGURES} | exact, notes + told
     table = {k: int((side & (called == yes)).sum()) for k, side, yes in (('tp', positive, True), ('fp', ~positive, True), ('tn', ~positive, False), ('fn', positive, False))}
     return {'threshold': float(threshold), **point, **table, 'n': n, 'n_positive': int(positive.sum()), 'n_negative': int((~positive).sum()), 'n_patients': n_groups if groups is not None else None,
             'intervals': intervals, 'level': level, 'n_boot': n_boot if intervals else 0, 'boot_seed': seed, 'notes': notes}

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DENSITY', 'DENSITY_5', 'MIAS', 'COLUMNS', 'NEEDED', 'ROLES', 'DATASETS', 'DataSet', 'density_label', 'label_columns',
-           'check_manifest', 'assemble', 'density_classificacao', 'image_csv', 'mini_mias', 'class_folders',
-           'load_dataset', 'check_classes', 'select_readable', 'unlabelled', 'manifest_record']
+           'patient_unknown', 'check_manifest', 'assemble', 'density_classificacao', 'image_csv', 'mini_mias',
+           'class_folders', 'from_adapters', 'load_dataset', 'check_classes', 'select_readable', 'unlabelled',
+           'manifest_record']
 
 # %% ../nbs/12_manifest.ipynb #f6895863
 import inspect
@@ -127,6 +128,12 @@ def label_columns(task: Task) -> list[str]:
     return ['target'] if task.kind == 'multiclass' else list(task.labels)
 
 
+def patient_unknown(manifest: pd.DataFrame,  # With `sample_id` and `patient_key`
+                    ) -> pd.Series:          # bool, by row
+    "Which images count as a patient of their own because nothing names one. A pseudonym begins with P, so that none is taken for it."
+    return manifest.patient_key == 'I' + manifest.sample_id
+
+
 def check_manifest(frame: pd.DataFrame,  # One row an image
                    task: Task,           # What its targets mean
                    ) -> pd.DataFrame:    # The same frame
@@ -167,12 +174,12 @@ def _finished(frame: pd.DataFrame, task: Task | None, audit: list) -> pd.DataFra
     "Columns in their order and types, rows sorted by sample_id."
     if (alone := frame.patient_key == '').any():
         if task: audit.append(audit_row('patient_unknown', detail=f'{alone.sum()} images'))
-        frame.loc[alone, 'patient_key'] = 'I' + frame.sample_id[alone]
+        frame.loc[alone, 'patient_key'] = 'I' + frame.sample_id[alone]  # `patient_unknown` finds them again
     frame['exam_id'] = [e or s for e, s in zip(frame.exam_id, frame.sample_id)]
     if task is None: frame['target'] = -1
     elif task.kind == 'multiclass': frame['target'] = [task.index(l) for l in frame.label]
     else: frame['label'] = ['|'.join(l for l in task.labels if row[l] == 1) for row in frame[list(task.labels)].to_dict('records')]
-    frame = frame.assign(role='', age=pd.to_numeric(frame.age, errors='coerce'))
+    frame = frame.assign(role=frame.role if 'role' in frame else '', age=pd.to_numeric(frame.age, errors='coerce'))
     extra = list(task.labels) if task and task.kind == 'multilabel' else []
     frame = frame[[c for c in COLUMNS if c in frame] + extra].astype({c: np.int64 for c in ('target', 'rows', 'columns') if c in frame})
     return frame.sort_values('sample_id', ignore_index=True)
@@ -180,7 +187,7 @@ def _finished(frame: pd.DataFrame, task: Task | None, audit: list) -> pd.DataFra
 # %% ../nbs/12_manifest.ipynb #95fc950a
 def assemble(name: str,                      # Of the data set
              task: Task | None,              # None: no labels are wanted
-             files: pd.DataFrame,            # One row a file: `path`, `label`; where known patient, exam, sample, laterality, view, age, sex, site, manufacturer
+             files: pd.DataFrame,            # One row a file: `path`, `label`; where known patient, exam, sample, laterality, view, age, sex, site, manufacturer, and the publisher's role
              root: str | Path,               # Relative paths start here
              audit: Sequence[dict] = (),     # What the adapter has left out already
              unique: bool = True,            # Drop copies of the same file
@@ -342,23 +349,33 @@ def _adapter_for(csv: Path | None, dicom_root: Path | None) -> str:
     raise ConfigError(f'columns are {", ".join(table.columns)}', 'It needs AccessionNumber and BI-RADS, or a path and a label.', where=f'--csv {csv}')
 
 # %% ../nbs/12_manifest.ipynb #dfdfde58
-def load_dataset(name: str = '',                        # A key of `DATASETS`; '' to go by the table's columns
-                 csv: str | Path | None = None,         # Table of labels; ./classificacao.csv where it exists
-                 dicom_root: str | Path | None = None,  # Folder of the images; ./archive where it exists
-                 **kw,                                  # What the adapter takes: include_class_5, labels, workers, key, cache, options …
-                 ) -> DataSet:
-    "The data set that name, table and folder stand for."
-    if name and name not in DATASETS: raise ConfigError('there is no such data set', f'Known are {", ".join(DATASETS)}.', where=f'--dataset {name}')
-    if not name:
-        csv = usual_place(csv, 'classificacao.csv', '--csv', needed=not dicom_root)
-        name = _adapter_for(csv, dicom_root)
-    adapter, places = DATASETS[name], {k: v for k, v in (('csv', csv), ('dicom_root', dicom_root)) if v}
+def from_adapters(adapters: dict[str, Callable[..., DataSet]],  # Name → adapter
+                  choose: Callable[[Path | None, Path | None], str],  # Gives a name for table and folder
+                  name: str = '',                               # A key of the adapters; '' to let `choose` say it
+                  csv: str | Path | None = None,                # Table of labels
+                  dicom_root: str | Path | None = None,         # Folder of the images
+                  **kw,                                         # What the adapter takes
+                  ) -> DataSet:
+    "One of several adapters with its settings. Raises ConfigError for an unknown name, an unknown setting and a missing place."
+    if name and name not in adapters: raise ConfigError('there is no such data set', f'Known are {", ".join(adapters)}.', where=f'--dataset {name}')
+    name = name or choose(csv, dicom_root)
+    adapter, places = adapters[name], {k: v for k, v in (('csv', csv), ('dicom_root', dicom_root)) if v}
     takes = inspect.signature(adapter).parameters
     known = set(takes) | (set(inspect.signature(scan).parameters) if any(p.kind is p.VAR_KEYWORD for p in takes.values()) else set())
     if odd := [k for k, v in kw.items() if k not in known and v]: raise ConfigError(f'{name} has no setting {", ".join(odd)}', where='--dataset ' + name)
     if lacks := [k for k, p in takes.items() if k in ('csv', 'dicom_root') and p.default is p.empty and k not in places]:
         raise ConfigError('is not given', f'The data set {name} needs it.', where='--' + lacks[0].replace('_', '-'))
     return adapter(**places, **{k: v for k, v in kw.items() if k in known})
+
+
+def load_dataset(name: str = '',                        # A key of `DATASETS`; '' to go by the table's columns
+                 csv: str | Path | None = None,         # Table of labels; ./classificacao.csv where it exists
+                 dicom_root: str | Path | None = None,  # Folder of the images; ./archive where it exists
+                 **kw,                                  # What the adapter takes: include_class_5, labels, workers, key, cache, options …
+                 ) -> DataSet:
+    "The data set that name, table and folder stand for."
+    if not name: csv = usual_place(csv, 'classificacao.csv', '--csv', needed=not dicom_root)
+    return from_adapters(DATASETS, _adapter_for, name, csv, dicom_root, **kw)
 
 # %% ../nbs/12_manifest.ipynb #3cb72592
 def check_classes(manifest: pd.DataFrame,  # One row an image

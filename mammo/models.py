@@ -131,21 +131,25 @@ class Staged(nn.Module):
         for i, s in enumerate(self.stages): s.requires_grad_(i >= self.frozen)
         return self.train(self.training)
 
-    def open_layers(self, n: int) -> 'Staged':
-        "Train the last n layers that have weights, and what comes after the stages. A stage may be open in part. Raises `ConfigError` where there are not so many."
-        layers = [m for m in self.stages.modules() if any(True for _ in m.parameters(recurse=False))]
-        if n > len(layers): raise ConfigError(f'is {n}, and {self.row.name} has {len(layers)} layers with weights', 'Leave it out to train all of them.', where='--unfreeze-layers')
-        last = set(layers[len(layers) - n:])
-        self.open(len(self.stages) - next((i for i, s in enumerate(self.stages) if last & set(s.modules())), len(self.stages)))
-        for m in layers[:len(layers) - n]: m.requires_grad_(False)
-        return self.train(self.training)
-
     def train(self, mode: bool = True) -> 'Staged':
         super().train(mode)
         for s in self.stages[:self.frozen]: s.eval()
         for m in self.stages.modules():
             if isinstance(m, nn.BatchNorm2d) and (self.freeze_bn or not m.weight.requires_grad): m.eval()
         return self
+
+# %% ../nbs/20_models.ipynb #cda5b47a
+def _open_layers(self: Staged, n: int) -> Staged:
+    "Train the last n layers that have weights, and what comes after the stages. A stage may be open in part. Raises `ConfigError` where there are not so many."
+    layers = [m for m in self.stages.modules() if any(True for _ in m.parameters(recurse=False))]
+    if n > len(layers): raise ConfigError(f'is {n}, and {self.row.name} has {len(layers)} layers with weights', 'Leave it out to train all of them.', where='--unfreeze-layers')
+    last = set(layers[len(layers) - n:])
+    self.open(len(self.stages) - next((i for i, s in enumerate(self.stages) if last & set(s.modules())), len(self.stages)))
+    for m in layers[:len(layers) - n]: m.requires_grad_(False)
+    return self.train(self.training)
+
+
+Staged.open_layers = _open_layers
 
 # %% ../nbs/20_models.ipynb #82da9082
 class Classifier(Staged):

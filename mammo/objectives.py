@@ -50,11 +50,6 @@ class Objective:
         "The probabilities that have a threshold, (N, T), one column each; T is 0 where the answer needs none."
         return probs[:, :0]
 
-    def tempered(self, temperature: float) -> 'Objective':
-        "The objective for probabilities after temperature scaling: its thresholds move along, so that every answer stays what it was."
-        if not getattr(self, 'thresholds', ()): return self
-        return replace(self, thresholds=tuple(1 / (1 + ((1 - t) / t) ** (1 / temperature)) for t in self.thresholds))
-
     def to_dict(self) -> dict:
         "Name and settings as numbers, strings and lists: they pass JSON and `torch.load(weights_only=True)`."
         return {'name': self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
@@ -67,6 +62,15 @@ class Objective:
         found = OBJECTIVES[d['name']]
         if odd := set(settings) - set(found.__dataclass_fields__): raise ConfigError(f'unknown settings {sorted(odd)}', where=f'objective {d["name"]}')
         return found(**settings)
+
+# %% ../nbs/30_objectives.ipynb #756bae0b
+def _tempered(self: Objective, temperature: float) -> Objective:
+    "The objective for probabilities after temperature scaling: its thresholds move along, so that every answer stays what it was."
+    if not getattr(self, 'thresholds', ()): return self
+    return replace(self, thresholds=tuple(1 / (1 + ((1 - t) / t) ** (1 / temperature)) for t in self.thresholds))
+
+
+Objective.tempered = _tempered
 
 # %% ../nbs/30_objectives.ipynb #3a98f52a
 def _checked(objective: Objective, logits: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ __all__ = ['PHASED', 'HIGH_RES', 'OPENING', 'XRAY', 'RECIPES', 'ARCHS', 'read_ph
 # %% ../nbs/02_phases.ipynb #b0542298
 import json
 import re
-from dataclasses import replace
 
 from .config import TrainConfig, flat, unflat
 from .core import ConfigError
@@ -63,7 +62,7 @@ XRAY = dict(region='full', near_duplicates=True, optimizer='adamw', weight_decay
 RECIPES = {
     'spine': XRAY | dict(classes='spine', arch='densenet121', img_size=384, fit='stretch', epochs=50, batch_size=32, lr=1e-4, backbone_lr=1e-4, min_lr=1e-6, dropout=0., class_weights='none', loss='binary',
                          threshold_grid=(.35, .6, .001), rotation=10., brightness=.2, contrast=.2, save_optimizer=True),
-    'chest': XRAY | dict(classes='chest', arch='densenet121', img_size=224, batch_size=32, lr=1e-3, scheduler='plateau', patience=5, weight_cap=10., threshold_grid=(.05, .95, .01), rotation=7., zoom=.1, brightness=0.,
+    'chest': XRAY | dict(classes='chest', arch='densenet121', img_size=224, batch_size=32, lr=1e-3, scheduler='plateau', patience=5, weight_cap=10., threshold_grid=(.05, .96, .01), rotation=7., zoom=.1, brightness=0.,
                          phases=('frozen:train_backbone=no,epochs=10', 'fine:unfreeze_layers=65,freeze_bn=all,lr=1e-4,backbone_lr=1e-4,epochs=15')),
 }
 ARCHS = {'spine': {'efficientnetv2s': dict(batch_size=24, weight_decay=5e-5, dropout=.2, phases=('128 px:img_size=128,epochs=10', '256 px:img_size=256,epochs=15', '384 px:img_size=384,epochs=25'))}}

@@ -50,7 +50,10 @@ def class_weights(wanted: str,          # `auto`, `none`, or numbers such as `1,
     "What `--class-weights` means for these training images."
     if wanted == 'none': return None
     if wanted == 'auto' and task.kind == 'multiclass': return balanced_weights(np.bincount(rows.target, minlength=task.k).tolist(), task.display)
-    if wanted == 'auto': return [min(w, cap or np.inf) for w in positive_weights([(rows[l] == 1).sum() for l in task.labels], [(rows[l] == 0).sum() for l in task.labels], task.labels)]
+    if wanted == 'auto':
+        sides = {l: ((rows[l] == 1).sum(), (rows[l] == 0).sum()) for l in task.labels}
+        if alone := [l for l, n in sides.items() if min(n) < 1]: log.warning('the training images show one side only of %s: weight 1', ', '.join(alone))
+        return [min(positive_weights([p], [n])[0], cap or np.inf) if min(p, n) else 1. for p, n in sides.values()]
     try: weights = [float(w) for w in wanted.replace(';', ',').split(',')]
     except ValueError: weights = []
     if len(weights) != task.k or not all(0 < w < np.inf for w in weights): raise ConfigError(f'is {wanted!r}', f'Use auto, none, or {task.k} numbers above 0, as {",".join(["1", "2", "1", "3"][:task.k])}.', where='--class-weights')
@@ -65,7 +68,7 @@ def strategy_advice(n: int,             # Training images
     now = 'the head only' if not opened else 'everything' if not model.frozen else f'the last {opened} of {len(model.stages)} stages'
     rule, flags, fits = (('the head only', '--no-train-backbone', opened == 0) if n < 1_000 else ('the last block', '--unfreeze-last-block', opened == 1) if n <= 10_000
                          else ('everything', 'neither flag', not model.frozen))
-    return '' if fits else f'{n} training images, {now} is trained; the rule of thumb for so many images is {rule} ({flags})'
+    return '' if fits else f'{n} training images, {now} {"are" if now.endswith("stages") else "is"} trained; the rule of thumb for so many images is {rule} ({flags})'
 
 # %% ../nbs/34_pipeline.ipynb #9425b45d
 def make_learner(material: Material, cfg: TrainConfig) -> tuple[Learner, dict]:
@@ -336,6 +339,7 @@ def package_thresholds(run: RunDir, learners: dict[str, Learner], answers: Answe
         kind = 'best' if own.has('best') else 'last'
         save(own, kind, read_checkpoint(own.file(kind)) | {'objective': objective.to_dict()})
     run.write_json('thresholds', records)
+    if shaky := [f'{l} ({r["n_positive"]})' for l, r in records.items() if 'note' in r]: log.warning('thresholds that few positive images of val have chosen, or none: %s', ', '.join(shaky))
     return records[learner.task.labels[1]] if learner.task.kind == 'multiclass' else None
 
 # %% ../nbs/34_pipeline.ipynb #9b3c9322

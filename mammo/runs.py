@@ -58,11 +58,13 @@ FILES = dict(config='config.json', summary='summary.json', history='train_histor
              answers='predictions.csv', descriptors='descriptors.csv', calibration='calibration.json', member='view_{role}', cv_summary='cv_summary.json',
              seeds='seeds.json', seeds_table='seeds.csv', seeds_report='seeds.md', validation='validation.json', validation_report='validation.md', validation_predictions='validation_predictions.csv',
              per_vendor='per_vendor.csv', card='model_card.md',
+             ensemble='ensemble.json', ensemble_report='ensemble.md', ensemble_table='ensemble_table.csv', submission='ensemble_submission.csv',
              heat='gradcam/{role}.json', heat_report='gradcam/{role}.md', heat_examples='gradcam/{role}_examples.csv', heat_figures='gradcam/{role}_maps.csv', heat_agreement='gradcam/{role}_agreement.csv',
              heat_review='gradcam/{role}_review.csv', heat_audit='gradcam/{role}_audit.csv', manifest_of_export='export.json', environment='environment.json', hashes='SHA256SUMS',
              sheet='claim_tripod.md', sheet_table='claim_tripod.csv', comments='comments.csv', gallery='index.html', gallery_data='gallery.json', gallery_picture='pictures/{role}.jpg',
              study='study.json', study_page='study.md', journal='study_journal.log', trials='trials.csv', trial_folder='trials/trial_{role}', trial='optuna_trial.json', trial_log='ray_hpo_{role}.jsonl',
-             phase='phase_{role}', thresholds='thresholds.json')
+             phase='phase_{role}', thresholds='thresholds.json', phases='phases.csv', seed_checkpoint='checkpoints/{role}_best.pth', training_log='checkpoints/training_logs/{role}_log.csv',
+             eval_summary='eval_summary.csv', per_label='eval_per_label_auroc.csv', confusion_template='confusion_template.csv', snapshot='config_snapshot.json')
 
 # %% ../nbs/02_runs.ipynb #559b5c76
 def artefact(kind: str,          # A key of `FILES`

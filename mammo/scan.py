@@ -38,11 +38,16 @@ REASONS = {
     'not_an_image': 'a file of another kind',
     'bad_accession': 'an accession number that is empty or no folder name',
     'unknown_label': 'a label that the task does not know',
+    'unlisted_file': 'images that the table does not name',
+    'list_unknown': 'an official list names images that the table does not',
+    'odd_value': 'a value that cannot be: taken as unknown',
     'class_5': 'images of class 5, dropped unless they are asked for',
     'repeated_row': 'an exam listed more than once with the same label',
-    'label_conflict': 'an exam listed with different labels: all its images dropped',
+    'label_conflict': 'an exam or image listed with labels that exclude each other: all its images dropped',
     'patient_conflict': 'an exam with images of different patients: all its images dropped',
     'patient_unknown': 'no patient is known: each image counts as a patient of its own',
+    'look_alike': 'images of unknown patients that look alike: they count as one patient',
+    'held_out': 'test images of the publisher, left out of cross-validation',
     'duplicate': 'the same file as another one, which is kept',
     'duplicate_conflict': 'the same file under different patients or labels: all of them dropped',
 }
@@ -103,7 +108,7 @@ NAMES = {
     'sample': ('sampleid', 'imageid', 'id'),
     'laterality': ('laterality', 'imagelaterality', 'side'),
     'view': ('view', 'viewposition'),
-    'age': ('age', 'patientage'), 'sex': ('sex', 'patientsex'), 'site': ('site', 'institution'), 'manufacturer': ('manufacturer', 'vendor'),
+    'age': ('age', 'patientage'), 'sex': ('sex', 'patientsex', 'gender', 'patientgender'), 'site': ('site', 'institution'), 'manufacturer': ('manufacturer', 'vendor'),
 }
 
 

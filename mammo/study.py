@@ -54,7 +54,7 @@ def read_answers(run: RunDir, role: str, task: Task) -> tuple[np.ndarray, np.nda
 
 def phase_table(run: RunDir,
                 n_boot: int = 2000,   # Resamples of patients; 0 for no intervals
-                ) -> pd.DataFrame:    # phase, label, auroc, low, high, change, change_low, change_high, n, patients
+                ) -> pd.DataFrame:    # phase, label, auroc, low, high, change, change_low, change_high, positive (images), n, patients
     "AUROC of every label on val after each phase, and its change from the phase before. Raises `RunError` for a run without phases."
     said = run.read_json('summary')
     if not said.get('phases'): raise RunError('has no phases', 'Train with --phases.', where=run.path)
@@ -66,11 +66,13 @@ def phase_table(run: RunDir,
         score = statistic_for(task, target, probs, None, group, n)
         counts = np.column_stack([np.ones(n), resample_counts(n, n_boot)]).astype(float)
         s = score(counts)
-        now = np.column_stack([s['auroc'], s['auroc_macro']])[:, -len(names):]  # of two classes the second; first row: as they are
+        positive = [*(s['support'][0][-len(names) + 1:]).astype(int), None]
+        lost = (np.isnan(s['auroc']) & ~np.isnan(s['auroc'][0])).any(1)  # an average over fewer labels is another figure
+        now = np.column_stack([s['auroc'], np.where(lost, np.nan, s['auroc_macro'])])[:, -len(names):]  # of two classes the second; first row: as they are
         ends = lambda x: np.nanquantile(x[1:], (.025, .975), axis=0) if n_boot else np.full((2, len(names)), np.nan)
         (low, high), change = ends(now), now - (np.nan if before is None else before)
         down, up = ends(change) if before is not None else np.full((2, len(names)), np.nan)
-        rows += [dict(phase=p['name'], label=l, auroc=now[0, i], low=low[i], high=high[i], change=change[0, i], change_low=down[i], change_high=up[i], n=len(target), patients=n) for i, l in enumerate(names)]
+        rows += [dict(phase=p['name'], label=l, auroc=now[0, i], low=low[i], high=high[i], change=change[0, i], change_low=down[i], change_high=up[i], positive=positive[i], n=len(target), patients=n) for i, l in enumerate(names)]
         before = now
     return pd.DataFrame(rows)
 
