@@ -26,7 +26,7 @@ def facts(run: RunDir) -> dict[str, tuple[str, dict]]:  # Name → file inside t
     if run.state() != 'finished': raise RunError(f'is not finished ({run.state()})', 'Wait for it, or go on with --resume.', where=f'--run {run.path}')
     role = next((r for r in ('test', 'val') if run.has('metrics', r)), None)
     if role is None: raise RunError(f'has neither {artefact("metrics", "test")} nor {artefact("metrics")}', 'A card is made from a run that was evaluated.', where=f'--run {run.path}')
-    there = {'summary': 'val', 'config': 'val', 'manifest': 'val', 'metrics': role} | {k: 'val' for k in ('calibration', 'validation', 'evidence') if run.has(k)}
+    there = {'summary': 'val', 'config': 'val', 'manifest': 'val', 'metrics': role} | {k: 'val' for k in ('calibration', 'thresholds', 'validation', 'evidence') if run.has(k)}
     return {k: (artefact(k, r), run.read_json(k, r)) for k, r in there.items()}
 
 
@@ -52,7 +52,7 @@ def in_text(value: object,   # From a JSON file
 
 CALLED = {'subset': 'images asked for (0 = all)', 'ingest.images': 'files that were tried', 'ingest.ok': 'readable', 'ingest.refused': 'refused', 'audit.counts': 'left out or remarked, by reason', 'proof.checked': 'no two parts share a',
           'proof.disjoint': 'parts are disjoint', 'n': 'images', 'n_patients': 'patients', 'exam.n': 'exams', 'exam.n_patients': 'patients', 'lr': 'learning rate', 'n_boot': 'resamples of patients', 'boot_seed': 'seed of the resamples',
-          'level': 'level of the intervals', 'flow.images': 'images', 'flow.patients': 'patients', 'objective.name': 'objective', 'objective.weights': 'weights of the classes', 'objective.thresholds': 'thresholds of the labels', 'task.monitor': 'largest', 'seed': 'seed',
+          'level': 'level of the intervals', 'flow.images': 'images', 'flow.patients': 'patients', 'objective.name': 'objective', 'objective.weights': 'weights of the classes', 'task.monitor': 'largest', 'seed': 'seed',
           'endpoint.endpoint.display': 'endpoint', 'endpoint.figures.sensitivity': 'sensitivity', 'endpoint.figures.specificity': 'specificity', 'endpoint.figures.auroc': 'its AUROC',
           'endpoint.threshold.n': 'images that chose it', 'endpoint.threshold.n_patients': 'patients that chose it', 'errors.wrong': 'wrong answers', 'errors.of': 'of', 'errors.by_distance': 'wrong by so many classes', 'subgroups.said': 'subgroups', 'probes.said': 'shortcut probes', 'prediction_sets.alpha': 'share of patients that sets may miss',
           'calibration.ece': 'calibration error as delivered', 'calibration.brier': 'Brier score as delivered', 'calibration.log_loss': 'log loss as delivered',
@@ -103,7 +103,7 @@ PLACES = {
     '@spread': 'metrics:level metrics:n_boot metrics:boot_seed metrics:n_patients',
     '@whom': 'metrics:role metrics:note metrics:n metrics:n_patients',
     '@endpoint': 'metrics:endpoint.endpoint.display ' + ' '.join(f'metrics:endpoint.figures.{f} metrics:endpoint.figures.intervals.{f}' for f in ('sensitivity', 'specificity', 'auroc')),
-    '@threshold': 'metrics:endpoint.threshold.threshold metrics:endpoint.threshold.rule metrics:endpoint.threshold.chosen_on metrics:endpoint.threshold.n metrics:endpoint.threshold.n_patients summary:objective.thresholds',
+    '@threshold': 'metrics:endpoint.threshold.threshold metrics:endpoint.threshold.rule metrics:endpoint.threshold.chosen_on metrics:endpoint.threshold.n metrics:endpoint.threshold.n_patients thresholds:*.threshold',
     '@calibration': ' '.join(f'metrics:{how}.{f} metrics:{how}.intervals.{f}' for how in ('calibration', 'calibration_tempered') for f in ('brier', 'ece', 'log_loss'))
                     + ' metrics:prediction_sets.alpha metrics:prediction_sets.patients_covered metrics:prediction_sets.intervals.patients_covered metrics:prediction_sets.mean_size',
     '@wrong': 'evidence:role evidence:errors.wrong evidence:errors.of evidence:errors.by_distance', '@groups': 'evidence:role evidence:subgroups.said', '@probes': 'evidence:probes.said',

@@ -231,7 +231,7 @@ def agreement_figure(agreement: pd.DataFrame):  # `matplotlib.figure.Figure`
         ax.set_yticks(range(couples.ngroups), [f'{a}\n{b}' for a, b in couples.groups], fontsize=8)
         ax.grid(axis='x', alpha=.3)
         ax.spines[['top', 'right']].set_visible(False)
-    fig.legend(loc='outside lower center', ncols=3, frameon=False, fontsize=8)
+    if agreement.rho.notna().any(): fig.legend(loc='outside lower center', ncols=3, frameon=False, fontsize=8)   # no map has heat: nothing is drawn
     return fig
 
 # %% ../nbs/55_heatmaps.ipynb #9d675152

@@ -151,11 +151,11 @@ def class_rows(task: Task, metrics: dict, source: str) -> Table:
 # %% ../nbs/60_report.ipynb #2aec984c
 def finding_rows(task: Task,
                  metrics: dict,
-                 said: dict,      # The summary, for the thresholds
+                 fixed: dict,     # `thresholds.json`, empty where the run has none
                  source: str,
                  ) -> list[Table]:
     "How much is known of each finding and how well it is ranked; and what is found at the run's own thresholds."
-    per, limits = metrics['per_class'], said['objective'].get('thresholds') or [.5] * task.k
+    per, limits = metrics['per_class'], [fixed.get(l, {}).get('threshold', .5) for l in task.labels]
     cell = lambda m, f: decimals(m[f]) + (f' ({between(i)})' if (i := m.get('intervals', {}).get(f)) else '')
     sources = tuple(f'{source}:per_class.{l}' for l in task.labels)
     ranks = [(name, str(per[l]['n']), str(per[l]['support']), cell(per[l], 'auroc'), cell(per[l], 'average_precision')) for l, name in zip(task.labels, task.display)]
@@ -189,7 +189,7 @@ def run_pieces(run: RunDir, role: str, task: Task, files: dict[str, str]) -> lis
                 'counts': f'Answers at the thresholds of the run, {metrics["n"]} {role} images; {figures_line(metrics)}', 'roc': f'ROC curves of the findings on the {role} images where each is known, AUROC with its 95 % interval over patients; the dot is the threshold of the run',
                 'cooccurrence': f'How often findings occur together in the {role} images'}
     captions |= {k: f'{captions["gradcam"]}; {k.removeprefix("gradcam ")}' for k in files if k.startswith('gradcam ')}
-    tables = [class_rows(task, metrics, source)] if task.kind == 'multiclass' else finding_rows(task, metrics, said, source)
+    tables = [class_rows(task, metrics, source)] if task.kind == 'multiclass' else finding_rows(task, metrics, run.read_json('thresholds') if run.has('thresholds') else {}, source)
     notes = [Words('Remarks: ' + '; '.join(metrics['notes']) + '.', f'{source}:notes')] if metrics['notes'] else []
     fold = re.fullmatch(r'fold_(\d+)', run.path.parent.name)
     name = f'fold {fold[1]}' if fold else f'seed {said["seed"]}'

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from sklearn import metrics as sk
 
-from mammo.config import CardConfig, DataConfig, EvalExportConfig, EvidenceConfig, GalleryConfig, GradcamConfig, ImageConfig, ModelConfig, OptimConfig, ReportPackConfig, RunConfig, SearchConfig, SeedsConfig, TrainConfig, TuneConfig, TuneRunConfig, ValidateConfig, flat
+from mammo.config import CardConfig, DataConfig, EvalExportConfig, EvidenceConfig, GalleryConfig, GradcamConfig, ImageConfig, ModelConfig, OptimConfig, ReportPackConfig, RunConfig, SearchConfig, SeedsConfig, TrainConfig, TuneConfig, TuneRunConfig, ValidateConfig
 from mammo.core import ConfigError, Task
 from mammo.manifest import image_csv
 from mammo.runs import RunDir
@@ -38,7 +38,7 @@ def data_of(cfg): return image_csv(cfg.data.csv, cfg.data.dicom_root, task=TASK,
 def cfg(tmp_path_factory):
     home = tmp_path_factory.mktemp('findings')
     return TrainConfig(data=DataConfig(csv=pictures(home / 'study', 45, 0), classes='chest', test_split=.4, val_split=.2), image=ImageConfig(img_size=64, region='full'), model=ModelConfig(arch='resnet18', weights='none', dropout=0.),
-                       optim=OptimConfig(epochs=4, batch_size=16, lr=2e-3, backbone_lr=2e-3, optimizer='adamw', warmup_epochs=0, augment=False, class_weights='none', threshold_grid=(.05, .95, .05)),
+                       optim=OptimConfig(epochs=6, batch_size=16, lr=2e-3, backbone_lr=2e-3, optimizer='adamw', warmup_epochs=0, augment=False, class_weights='none', threshold_grid=(.05, .95, .05)),
                        run=RunConfig(outdir=home / 'runs', precision='fp32', device='cpu', num_workers=0, n_boot=100))
 
 
@@ -91,7 +91,7 @@ def test_gradcam_looks_at_the_square(runs):
     found = look(run.path, data_of, 'test', num_workers=0, label='Nodule')
     at = np.flatnonzero((found.t.table.target == 1) & (found.t.table.decoded == 1))
     heat = squares(found, at, [1] * len(at), 64)
-    assert heat[:, :32, :32].mean() > 1.2 * heat[:, 32:, 32:].mean()   # the quarter with the square against the one across
+    assert len(at) > 5 and heat[:, :32, :32].sum() > 2 * heat[:, 32:, 32:].sum()   # the quarter with the square against the one across
 
 
 def test_seeds_report_and_export(runs, cfg, tmp_path, known):
@@ -103,7 +103,7 @@ def test_seeds_report_and_export(runs, cfg, tmp_path, known):
     assert said['figures']['auroc_Mass']['seeds']['sd'] == pytest.approx(np.std(values, ddof=1)) and RunDir(out.path / 'Mass').has('seeds_report')
     written = {p.name for p in report_pack(ReportPackConfig(run=(runs[0].path,), assets_dir=tmp_path / 'Article/assets', label=('Mass',), per=1, num_workers=0), data_of)}
     assert {'chest_roc_seed42.png', 'chest_counts_seed42.png', 'chest_cooccurrence_seed42.png', 'chest_gradcam_Mass_seed42.png', 'chest_train_seed42.png'} <= written
-    threshold = runs[0].read_json('summary')['objective']['thresholds'][1]
+    threshold = runs[0].read_json('thresholds')['Mass']['threshold']
     assert f'| Mass | {threshold:.2f} |' in (tmp_path / 'Article/sections/chest_model.md').read_text()
     export = eval_export(EvalExportConfig(run=runs[0].path, out=tmp_path / 'export'))
     assert all((export.path / f'figures/test_{n}.png').is_file() for n in ('roc', 'counts', 'cooccurrence', 'features')) and str(tmp_path) not in (export.path / 'summary.json').read_text()
@@ -122,7 +122,7 @@ def test_gallery_evidence_and_card(runs, tmp_path, known):
     assert run.has('subgroups', 'test_Mass') and run.has('abstention', 'test_Nodule') and 'role test, Mass' in run.file('evidence_report').read_text()
     with pytest.raises(ConfigError, match='--curve'): evidence(EvidenceConfig(run=runs[0].path, curve=(5, 9)), data_of, None)
     text = card(CardConfig(run=runs[0].path, out=tmp_path / 'card')).file('card').read_text()
-    assert f'Mass, AUROC: {runs[0].read_json("metrics", "test")["per_class"]["Mass"]["auroc"]:.4g}' in text and 'thresholds of the labels' in text
+    assert f'Mass, AUROC: {runs[0].read_json("metrics", "test")["per_class"]["Mass"]["auroc"]:.4g}' in text and 'Mass threshold: ' in text
 
 
 def test_validation_at_another_site(runs, tmp_path):
@@ -157,7 +157,7 @@ def test_cross_validation(cfg, tmp_path):
 
 def test_search(cfg, tmp_path):
     from mammo.search import search
-    few = TuneConfig(data=cfg.data, image=cfg.image, model=cfg.model, optim=replace(cfg.optim, epochs=2), run=TuneRunConfig(outdir=tmp_path / 'tune', precision='fp32', device='cpu', num_workers=0, n_boot=0), search=SearchConfig(trials=2, startup_trials=1))
+    few = TuneConfig(data=cfg.data, image=cfg.image, model=cfg.model, optim=replace(cfg.optim, epochs=2, lr=1e-3, backbone_lr=None), run=TuneRunConfig(outdir=tmp_path / 'tune', precision='fp32', device='cpu', num_workers=0, n_boot=0), search=SearchConfig(trials=2, startup_trials=1))
     said = search(data_of(few), few).read_json('study')
     assert said['trials']['COMPLETE'] + said['trials']['PRUNED'] == 2 and said['monitor'] == 'val auroc_macro'
     best = RunDir(tmp_path / 'tune' / said['best']['run'])
