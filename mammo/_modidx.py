@@ -1181,6 +1181,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mammo.probes.background_features': ('probes.html#background_features', 'mammo/probes.py'),
                               'mammo.probes.curve_plot': ('probes.html#curve_plot', 'mammo/probes.py'),
                               'mammo.probes.curve_table': ('probes.html#curve_table', 'mammo/probes.py'),
+                              'mammo.probes.frame_features': ('probes.html#frame_features', 'mammo/probes.py'),
                               'mammo.probes.learning_curve': ('probes.html#learning_curve', 'mammo/probes.py'),
                               'mammo.probes.learning_curve_features': ('probes.html#learning_curve_features', 'mammo/probes.py'),
                               'mammo.probes.nested': ('probes.html#nested', 'mammo/probes.py'),

@@ -25,6 +25,7 @@ from .probes import curve_plot, learning_curve, power_law, write_probes
 from .runs import RunDir, artefact
 from .seeds import Training, find_training, label_role, labels_of, one_finding, read_whole
 from .subgroups import BY, NAMES, readers_band, write_subgroups
+from .validation import OF_BREASTS
 from .validation import with_and_without
 
 # %% ../nbs/48_evidence.ipynb #3a4ceab6
@@ -65,11 +66,11 @@ def write_abstention(run: RunDir, role: str, t: Training, n_boot: int = 1000) ->
     return curve
 
 
-def probes_of(run: RunDir, data: DataSet, cfg: EvidenceConfig, options: ReadOptions) -> dict:   # What `write_probes` says with its verdicts as one text `said`, or `why_not`
+def probes_of(run: RunDir, data: DataSet, cfg: EvidenceConfig, options: ReadOptions, framed: bool = False) -> dict:   # What `write_probes` says with its verdicts as one text `said`, or `why_not`
     "The shortcut probes, in as many folds up to five as the rarest class has patients."
     folds = min(5, int(data.manifest.groupby('target').patient_key.nunique().min()))
     if folds < 2: return {'why_not': 'a class has one patient, and folds by patient need two of each'}
-    found = write_probes(run, data, folds=folds, n_boot=cfg.n_boot, workers=None if cfg.num_workers < 0 else cfg.num_workers, options=options)
+    found = write_probes(run, data, folds=folds, n_boot=cfg.n_boot, workers=None if cfg.num_workers < 0 else cfg.num_workers, options=options, framed=framed)
     return {'said': ' '.join(found['verdicts'])} | found
 
 
@@ -194,7 +195,7 @@ def evidence(cfg: EvidenceConfig,
     parts = [one_finding(whole, l) if l else whole for l in labels_of(whole, cfg.label)]
     own = run_settings(whole, cfg.csv, cfg.dicom_root, cfg.num_workers)
     data, options = chosen(data_of(own), own.data), read_options(own)
-    probes = {'why_not': 'the probes are for classes that exclude each other'} if many and cfg.probes else probes_of(run, data, cfg, options) if cfg.probes else None
+    probes = {'why_not': 'the probes are for classes that exclude each other'} if many and cfg.probes else probes_of(run, data, cfg, options, own.data.classes not in OF_BREASTS) if cfg.probes else None
     learned = write_curve(run, own, data, cfg, train) if cfg.curve else None
     found = [_evidence_of(run, role, t, data, options, cfg, probes, learned) for t in parts]
     with run.write('evidence_report', mode='w') as f: f.write('\n'.join(page for _, page in found))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'GRID', 'SIDE', 'MARGIN', 'PERCENTILES', 'SIZES', 'PROBES', 'TOLD', 'CURVE', 'EXPONENTS', 'background_features',
-           'shape_features', 'size_matrix', 'probe_sets', 'probe_table', 'verdict', 'probe_plot', 'patient_line',
-           'nested', 'curve_table', 'learning_curve_features', 'power_law', 'curve_plot', 'sized_data',
+           'shape_features', 'frame_features', 'size_matrix', 'probe_sets', 'probe_table', 'verdict', 'probe_plot',
+           'patient_line', 'nested', 'curve_table', 'learning_curve_features', 'power_law', 'curve_plot', 'sized_data',
            'learning_curve', 'write_probes']
 
 # %% ../nbs/46_probes.ipynb #23e42755
@@ -88,6 +88,16 @@ def shape_features(img: np.ndarray,   # As in `background_features`
     "The breast as an outline, in shares of the picture, chest wall left. Breast size goes with density in women, so this is a reference and no shortcut by itself."
     return _outline(_without_breast(img)[1])
 
+# %% ../nbs/46_probes.ipynb #0972c133
+def frame_features(img: np.ndarray,   # As in `background_features`
+                   ) -> np.ndarray:   # (283,) float32
+    "Numbers of the outer 6 % of each side, and of nothing within."
+    grey, _, _ = _without_breast(img)
+    outside = np.ones(grey.shape, bool)
+    y, x = (max(1, round(.06 * n)) for n in grey.shape)
+    outside[y:-y, x:-x] = False
+    return _background(grey, outside)
+
 # %% ../nbs/46_probes.ipynb #05797614
 SIZES = ('rows', 'columns', 'pixel_spacing', 'bits', 'file_bytes')
 
@@ -107,10 +117,12 @@ class _Look:
     "Position → the numbers of one picture. Lives in a module, so that worker processes find it."
     images: Sequence
     options: ReadOptions
+    framed: bool = False
 
     def __call__(self, i: int) -> np.ndarray:
         img = self.images[i]
         if isinstance(img, (str, Path)): img = read_image(img, self.options).img
+        if self.framed: return frame_features(img)
         grey, mask, outside = _without_breast(img)
         return np.concatenate([_background(grey, outside), _outline(mask)])
 
@@ -120,19 +132,21 @@ def probe_sets(images: Sequence,                          # N pictures or paths,
                workers: int | None = 0,                   # Processes; 0: this one; None: one a usable CPU
                options: ReadOptions = ReadOptions(),      # For paths
                progress: bool = True,
+               framed: bool = False,                      # No mammograms: their frame is looked at, since there is no breast to leave out
                ) -> tuple[dict[str, np.ndarray], np.ndarray]:  # Name of the probe → (N, F); and (N,) bool, which pictures could be read
-    "What each probe sees: background, metadata, image size, mask shape. A picture that cannot be read costs its own row."
+    "What each probe sees: background and mask shape, or the frame; metadata; image size. A picture that cannot be read costs its own row."
     if len(images) != len(rows): raise DataError(f'{len(images)} pictures for {len(rows)} rows', where='probe_sets')
-    found, lost = np.full((len(rows), 283 + 7), np.nan, np.float32), []
-    for o in jobs_map(_Look(images, options), range(len(rows)), workers=workers, desc='probes', progress=progress):
+    found, lost = np.full((len(rows), 283 + 7 * (not framed)), np.nan, np.float32), []
+    for o in jobs_map(_Look(images, options, framed), range(len(rows)), workers=workers, desc='probes', progress=progress):
         if o.ok: found[o.index] = o.value
         else: lost.append(str(o.error))
     if lost: log.warning('%d of %d pictures are left out of the probes, the first: %s', len(lost), len(rows), lost[0])
-    return {'background': found[:, :283], 'metadata': metadata_matrix(rows), 'image size': size_matrix(rows), 'mask shape': found[:, 283:]}, np.isfinite(found).all(1)
+    seen = {'frame': found} if framed else {'background': found[:, :283], 'mask shape': found[:, 283:]}
+    return seen | {'metadata': metadata_matrix(rows), 'image size': size_matrix(rows)}, np.isfinite(found).all(1)
 
 # %% ../nbs/46_probes.ipynb #9fb6c2e0
-PROBES = (Method((), MAJORITY), Method(('background',), LINEAR, pca=True), Method(('metadata',), LINEAR), Method(('image size',), LINEAR), Method(('mask shape',), LINEAR))
-TOLD = {'background': 'the background alone', 'metadata': 'the header alone (size, vendor, view)', 'image size': 'the size of the image alone', 'mask shape': 'the outline of the breast alone'}
+PROBES = (Method((), MAJORITY), Method(('background',), LINEAR, pca=True), Method(('frame',), LINEAR, pca=True), Method(('metadata',), LINEAR), Method(('image size',), LINEAR), Method(('mask shape',), LINEAR))
+TOLD = {'background': 'the background alone', 'frame': 'the outer frame of the picture alone (6 % of each side)', 'metadata': 'the header alone (size, vendor, view)', 'image size': 'the size of the image and of its file alone', 'mask shape': 'the outline of the breast alone'}
 
 
 def probe_table(sets: dict[str, np.ndarray],   # From `probe_sets`, rows that could be read
@@ -377,10 +391,11 @@ def write_probes(run: RunDir,
                  n_boot: int = 1000,
                  workers: int | None = 0,
                  options: ReadOptions = ReadOptions(),
+                 framed: bool = False,                 # No mammograms, see `probe_sets`
                  ) -> dict:                            # What `probe_table` says, and whose pictures they were
     "`metrics/probes.json` and its figure. Images of the roles `test` and `cal` take part: nothing is chosen by a probe."
     rows = data.manifest.reset_index(drop=True)
-    sets, ok = probe_sets(list(rows.path) if images is None else images, rows, workers, options)
+    sets, ok = probe_sets(list(rows.path) if images is None else images, rows, workers, options, framed=framed)
     if ok.mean() < .95: raise DataError(f'{(~ok).sum()} of {len(ok)} pictures cannot be read', 'Say where they lie with --dicom-root.', where=data.name)
     result = probe_table({k: v[ok] for k, v in sets.items()}, rows[ok].reset_index(drop=True), data.task, folds, repeats, n_boot)
     result |= {'pictures': 'stored files' if images is None else 'as given', 'left_out': int((~ok).sum())}
