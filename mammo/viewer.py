@@ -20,7 +20,7 @@ from .config import TrainConfig
 from .core import ConfigError, MammoError
 from .looking import Look, finding, look_whole
 from .manifest import DataSet
-from .recipes.density import density_data
+from .recipes.all import study_data
 from .runs import RunDir, artefact
 from .seeds import find_training, labels_of
 
@@ -95,7 +95,7 @@ class Viewer:
                  cmap: str = 'inferno',
                  num_workers: int = -1,                          # Processes that decode what is not in the store
                  label: str = '',                                # Finding that is shown first; default: the most frequent
-                 data_of: Callable[[TrainConfig], DataSet] = density_data,   # Settings → the images and labels that they ask for
+                 data_of: Callable[[TrainConfig], DataSet] = study_data,   # Settings → the images and labels that they ask for
                  ):
         given = [runs] if isinstance(runs, (str, Path, RunDir)) else list(runs)
         self.runs = [RunDir(r.path.absolute()) for r in ([find_training(r, flag='--run') for r in given] or finished_runs())]

@@ -157,7 +157,7 @@ def test_cross_validation(cfg, tmp_path):
 
 def test_search(cfg, tmp_path):
     from mammo.search import search
-    few = TuneConfig(data=cfg.data, image=cfg.image, model=cfg.model, optim=replace(cfg.optim, epochs=2, lr=1e-3, backbone_lr=None), run=TuneRunConfig(outdir=tmp_path / 'tune', precision='fp32', device='cpu', num_workers=0, n_boot=0), search=SearchConfig(trials=2, startup_trials=1))
+    few = TuneConfig(data=cfg.data, image=cfg.image, model=replace(cfg.model, dropout=.2), optim=replace(cfg.optim, epochs=2, lr=1e-3, backbone_lr=None), run=TuneRunConfig(outdir=tmp_path / 'tune', precision='fp32', device='cpu', num_workers=0, n_boot=0), search=SearchConfig(trials=2, startup_trials=1))
     said = search(data_of(few), few).read_json('study')
     assert said['trials']['COMPLETE'] + said['trials']['PRUNED'] == 2 and said['monitor'] == 'val auroc_macro'
     best = RunDir(tmp_path / 'tune' / said['best']['run'])
