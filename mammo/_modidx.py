@@ -1146,6 +1146,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mammo.pipeline._told': ('pipeline.html#_told', 'mammo/pipeline.py'),
                                 'mammo.pipeline._why_not': ('pipeline.html#_why_not', 'mammo/pipeline.py'),
                                 'mammo.pipeline.answer': ('pipeline.html#answer', 'mammo/pipeline.py'),
+                                'mammo.pipeline.as_kept': ('pipeline.html#as_kept', 'mammo/pipeline.py'),
                                 'mammo.pipeline.calibrate': ('pipeline.html#calibrate', 'mammo/pipeline.py'),
                                 'mammo.pipeline.check': ('pipeline.html#check', 'mammo/pipeline.py'),
                                 'mammo.pipeline.class_weights': ('pipeline.html#class_weights', 'mammo/pipeline.py'),

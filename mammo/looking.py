@@ -27,7 +27,7 @@ from .ingest import open_pixels
 from .loading import Images
 from .manifest import DataSet
 from .material import cache_folder, chosen, prep_of, read_options
-from .pipeline import answer, load_run
+from .pipeline import answer, as_kept, load_run
 from .rollout import map_kind, maps_of
 from .runs import RunDir
 from .seeds import Training, find_training, label_role, labels_of, one_finding, read_whole
@@ -180,7 +180,7 @@ def look_whole(where: str | Path,                            # A run, one fold o
     if run.has('cv_summary'): raise ConfigError('is a cross-validation, and one model is looked at', f'Give one of its folds, as {run.path / "fold_1"}.', where=f'--run {where}')
     role = role_of(run, role, where)
     t = read_whole(run, role)
-    own = run_settings(t, csv, dicom_root, num_workers)
+    own = as_kept(run_settings(t, csv, dicom_root, num_workers), run)
     manifest = chosen(data_of(own), own.data).manifest
     rows = manifest.iloc[rows_in(manifest, t)].reset_index(drop=True)
     pixels = open_pixels(rows, prep_of(own.image), own.image.cache_mode, cache_folder(own), None if num_workers < 0 else num_workers, own.data.keep, read_options(own).limits)

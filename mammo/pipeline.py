@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'SEARCHED', 'VIEWS', 'class_weights', 'strategy_advice', 'make_learner', 'check', 'train', 'train_model',
            'fit_model', 'trace', 'members', 'load_run', 'answer', 'train_views', 'Phase', 'run_phase', 'train_phases',
-           'calibrate', 'evaluate_roles', 'package_thresholds', 'summary']
+           'as_kept', 'calibrate', 'evaluate_roles', 'package_thresholds', 'summary']
 
 # %% ../nbs/34_pipeline.ipynb #aee92be3
 import json
@@ -22,7 +22,7 @@ import torch
 
 from .activations import choose_views
 from .calibration import fit_conformal, fit_temperature
-from .config import TrainConfig, differences, fingerprint, flat
+from .config import TrainConfig, differences, fingerprint, flat, unflat
 from .core import ConfigError, DataError, RunError, Task, provenance
 from .devices import first_says
 from .evaluation import exam_level, fit_thresholds, role_note, write_role
@@ -278,6 +278,12 @@ def train_phases(run: RunDir, material: Material, cfg: TrainConfig, facts: dict 
     run.write_json('summary', summary(cfg, make_learner(kept.material, kept.cfg)[0], {'': progress}, metrics, done[0].run.read_json('summary')['weights_record'], material) | {
         'phases': [_told(p) for p in done], 'kept': {'phase': kept.name, 'settings': changed}, 'seconds': round(time.perf_counter() - clock, 1)})
     trace(run, cfg, progress, learners[''].task.monitor)
+
+# %% ../nbs/34_pipeline.ipynb #e15389be
+def as_kept(cfg: TrainConfig, run: RunDir) -> TrainConfig:
+    "The settings of the model that a run kept, which for a run in phases are those of one phase; for looking at the run, not for training it again."
+    kept = run.read_json('summary').get('kept')
+    return unflat(TrainConfig, flat(cfg) | kept['settings'] | {'phases': (), 'high_res': 0}) if kept else cfg
 
 # %% ../nbs/34_pipeline.ipynb #ce12aa70
 def _in_a_row(done: list[Phase], kept: Phase) -> Progress:
