@@ -615,6 +615,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mammo.explorer.colourings': ('explorer.html#colourings', 'mammo/explorer.py'),
                                 'mammo.explorer.explore': ('explorer.html#explore', 'mammo/explorer.py')},
             'mammo.figures': { 'mammo.figures._lines': ('figures.html#_lines', 'mammo/figures.py'),
+                               'mammo.figures._mark_phases': ('figures.html#_mark_phases', 'mammo/figures.py'),
                                'mammo.figures._several': ('figures.html#_several', 'mammo/figures.py'),
                                'mammo.figures.as_classes': ('figures.html#as_classes', 'mammo/figures.py'),
                                'mammo.figures.confusion_figure': ('figures.html#confusion_figure', 'mammo/figures.py'),

@@ -33,11 +33,21 @@ def training_figure(run: RunDir):  # `matplotlib.figure.Figure`
         _lines(row[1], history, {'train_acc': 'training, accuracy', 'val_acc': 'validation, accuracy', monitored(monitor): f'validation, {monitor.replace("_", " ")}'}, 'chosen by the largest ' + monitor.replace('_', ' '))
         _lines(row[2], history, {'learning_rate': 'head', 'learning_rate_backbone': 'backbone'}, 'learning rate')
         for ax in row: ax.axvline(said['best_epoch'], color='.5', lw=1, ls='--', label=f'kept: epoch {said["best_epoch"]}' if ax is row[0] else None)
+        _mark_phases(row, history)
         row[0].legend(frameon=False, fontsize=7)
         if view: row[0].set_ylabel(view)
     who = (f'{r["images"]} {name} images of {r["patients"]} patients' for name, r in run.read_json('summary')['roles'].items() if name in ('train', 'val'))
     fig.suptitle('; '.join(who), fontsize=8)
     return fig
+
+
+def _mark_phases(row, history: dict) -> None:
+    "A thin line where a phase begins, with its name."
+    names = history.get('phase', [])
+    for e, (before, name) in zip(history['epoch'][1:], zip(names, names[1:])):
+        if before == name: continue
+        for ax in row: ax.axvline(e - .5, color='.75', lw=.8, ls=':')
+        row[2].text(e - .4, 1, name, transform=row[2].get_xaxis_transform(), fontsize=6, va='top', color='.35')
 
 
 def _lines(ax, history: dict, which: dict[str, str], title: str) -> None:

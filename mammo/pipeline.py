@@ -276,7 +276,7 @@ def train_phases(run: RunDir, material: Material, cfg: TrainConfig, facts: dict 
     metrics = evaluate_roles(run, learners, kept.material, kept.cfg)
     changed = {k: v for k, v in flat(kept.cfg).items() if v != flat(cfg)[k] and k not in ('phases', 'high_res')}
     run.write_json('summary', summary(cfg, make_learner(kept.material, kept.cfg)[0], {'': progress}, metrics, done[0].run.read_json('summary')['weights_record'], material) | {
-        'phases': [_told(p) for p in done], 'kept': {'phase': kept.name, 'settings': changed}, 'seconds': round(time.perf_counter() - clock, 1)})
+        **changed, 'epochs': sum(p.cfg.optim.epochs for p in done), 'phases': [_told(p) for p in done], 'kept': {'phase': kept.name, 'settings': changed}, 'seconds': round(time.perf_counter() - clock, 1)})
     trace(run, cfg, progress, learners[''].task.monitor)
 
 # %% ../nbs/34_pipeline.ipynb #e15389be
@@ -299,7 +299,7 @@ def _in_a_row(done: list[Phase], kept: Phase) -> Progress:
 def _told(p: Phase) -> dict:
     "What `summary.json` says of a phase."
     said = p.run.read_json('summary')
-    return {'name': p.name, 'folder': p.run.path.name, 'epochs_done': p.progress.epochs, 'best_epoch': p.progress.best_epoch, 'trainable_parameters': said['trainable_parameters'], 'val': said['metrics']['val']}
+    return {'name': p.name, 'folder': p.run.path.name, 'img_size': p.cfg.image.img_size, 'epochs_done': p.progress.epochs, 'best_epoch': p.progress.best_epoch, 'trainable_parameters': said['trainable_parameters'], 'val': said['metrics']['val']}
 
 # %% ../nbs/34_pipeline.ipynb #8278b624
 def calibrate(task: Task, objective: Objective, answers: Answers, rows: pd.DataFrame) -> dict:  # As `calibration.json`

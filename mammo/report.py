@@ -127,8 +127,10 @@ def run_words(run: RunDir) -> list:  # Pieces
     best = s['best_epoch'] if not isinstance(s['best_epoch'], dict) else ', '.join(f'{v}: {e}' for v, e in s['best_epoch'].items())
     w = s['weights_record']
     weights = {'none': 'random initial weights'}.get(w['source'], f'weights of {w.get("entry") or w.get("file")}')
+    steps = ', '.join(f'{p["name"]} ({p["epochs_done"]} epochs at {p["img_size"]} px)' for p in s.get('phases') or ())
+    phases = f' in phases: {steps}; {s["kept"]["phase"]} is kept' if steps else ''
     roles = '; '.join(f'{r["images"]} {name} images of {r["patients"]} patients' for name, r in s['roles'].items())
-    text = (f'{s["arch"]} at {s["img_size"]} pixels, {weights}, {s["trainable_parameters"]} of {s["total_parameters"]} weights trained, seed {s["seed"]}, {s["epochs"]} epochs (kept: {best}), '
+    text = (f'{s["arch"]} at {s["img_size"]} pixels, {weights}, {s["trainable_parameters"]} of {s["total_parameters"]} weights trained, seed {s["seed"]}, {s["epochs"]} epochs (kept: {best}){phases}, '
             f'{s["objective"]["name"].replace("_", " ")}, {s["optimizer"]}; {roles}. Commit {(s["git_commit"] or "unknown")[:12]}.')
     return [Words(text, f'{here}/{artefact("summary")}')]
 
