@@ -115,8 +115,9 @@ def seeds(cfg: SeedsConfig) -> None:
 
 def validate(cfg: ValidateConfig) -> None:
     "a finished run on another site's labelled data, per vendor, with and without recalibration"
+    from mammo.recipes.all import study_data
     from mammo.validation import validate
-    run = validate(cfg)
+    run = validate(cfg, study_data)
     print(run.file('validation_report').read_text(encoding='utf-8') + f'\n{run.path}/')
 
 

@@ -31,7 +31,7 @@ from .likeness import profile
 from .loading import Images, make_loader
 from .manifest import DataSet
 from .material import Material, augment_of, fabric_of, gather, need_labels, prep_of
-from .metrics import ALIASES
+from .metrics import monitored
 from .models import Classifier, count_parameters, make_model
 from .objectives import Objective, balanced_weights, objective_for, positive_weights
 from .phases import phase_configs
@@ -129,7 +129,8 @@ def train_model(run: RunDir, material: Material, cfg: TrainConfig, facts: dict |
     clock = clock or time.perf_counter()
     learner, weights, progress = fit_model(run, material, cfg, facts, on_epoch)
     if not learner.fabric.is_global_zero: return
-    metrics = evaluate_roles(run, load_run(run, cfg.run.device, cfg.run.precision)[0], material, cfg)
+    learners, _ = load_run(run, cfg.run.device, cfg.run.precision)
+    metrics, learner.objective = evaluate_roles(run, learners, material, cfg), learners[''].objective
     run.write_json('summary', summary(cfg, learner, {'': progress}, metrics, weights, material) | {'seconds': round(time.perf_counter() - clock, 1)})
     trace(run, cfg, progress, learner.task.monitor)
 
@@ -157,7 +158,7 @@ SEARCHED = ('lr', 'backbone_lr', 'batch_size', 'dropout', 'weight_decay', 'warmu
 def trace(run: RunDir, cfg: TrainConfig, progress: Progress, monitor: str = 'bal_acc_adj') -> None:
     "What a search reads of a trial, where it was named one: `optuna_trial.json`, `ray_hpo_NAME.jsonl`."
     name, history, settings = cfg.run.ray_trial_name, progress.history, flat(cfg)
-    values = history[f'val_{next((s for s, m in ALIASES.items() if m == monitor), monitor)}']
+    values = history[monitored(monitor)]
     if cfg.run.optuna_trial_id:
         run.write_json('trial', {'trial_id': cfg.run.optuna_trial_id, 'state': 'COMPLETE', 'monitor': monitor, 'value': values[progress.best_epoch - 1], 'best_epoch': progress.best_epoch,
                                  'params': {k: settings[k] for k in SEARCHED} | {'backbone_lr': cfg.optim.lr / 10 if cfg.optim.backbone_lr is None else cfg.optim.backbone_lr},
@@ -274,8 +275,10 @@ def train_phases(run: RunDir, material: Material, cfg: TrainConfig, facts: dict 
     progress = _in_a_row(done, kept)
     run.write_json('history', progress.history)
     metrics = evaluate_roles(run, learners, kept.material, kept.cfg)
+    shown, _ = make_learner(kept.material, kept.cfg)
+    shown.objective = learners[''].objective
     changed = {k: v for k, v in flat(kept.cfg).items() if v != flat(cfg)[k] and k not in ('phases', 'high_res')}
-    run.write_json('summary', summary(cfg, make_learner(kept.material, kept.cfg)[0], {'': progress}, metrics, done[0].run.read_json('summary')['weights_record'], material) | {
+    run.write_json('summary', summary(cfg, shown, {'': progress}, metrics, done[0].run.read_json('summary')['weights_record'], material) | {
         **changed, 'epochs': sum(p.cfg.optim.epochs for p in done), 'phases': [_told(p) for p in done], 'kept': {'phase': kept.name, 'settings': changed}, 'seconds': round(time.perf_counter() - clock, 1)})
     trace(run, cfg, progress, learners[''].task.monitor)
 
