@@ -221,11 +221,12 @@ def grid(task: Task,
         there = set(table.column[table.label == label])
         for c in set(range(columns)) - there: axes[row, c].text(.5, .5, f'no{" more" * (c % per > 0 and c - 1 in there)}\n{KINDS[list(KINDS)[c // per]]}\nanswer', ha='center', va='center', fontsize=7, color='0.4')
     fig.colorbar(ScalarMappable(cmap=cmap), ax=axes, shrink=.5, aspect=30, label="share of the map's maximum")
+    for ax in axes.ravel(): ax.set_anchor('W')  # narrow pictures stay beside their labels, which the layout has measured; a colour bar moves anchors
     if title: fig.supxlabel(title, fontsize=7)
     fig.suptitle(' ', fontsize=9)  # room for the headings, which stand above columns whose place the layout decides
     fig.draw_without_rendering()
     for k, what in enumerate(KINDS.values()):
-        left, right = (axes[0, c].get_position(original=True) for c in (k * per, (k + 1) * per - 1))
+        left, right = (axes[0, c].get_position() for c in (k * per, (k + 1) * per - 1))
         fig.text((left.x0 + right.x1) / 2, .995, what, ha='center', va='top', fontsize=9)
     return fig
 
