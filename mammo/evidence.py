@@ -148,7 +148,7 @@ def _decision_lines(d: dict | None) -> list[str]:
 def _probe_lines(probes: dict | None) -> list[str]:
     if probes is None: return []
     if 'why_not' in probes: return ['## What else tells the class', '', f'Not asked: {probes["why_not"]}.', '']
-    return ['## What else tells the class', '', f'Classical models of {probes["n_images"]} images of {probes["n_patients"]} patients that see no tissue, {probes["repeats"]} × {probes["folds"]} folds by patient:', '', *(f'- {v}' for v in probes['verdicts']), '']
+    return ['## What else tells the class', '', f'Classical models of {probes["n_images"]} images of {probes["n_patients"]} patients that {"see no tissue" if any("background" in m["method"] for m in probes["methods"]) else "never see the middle of a picture"}, {probes["repeats"]} × {probes["folds"]} folds by patient:', '', *(f'- {v}' for v in probes['verdicts']), '']
 
 
 def _curve_lines(curve: dict | None) -> list[str]:

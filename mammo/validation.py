@@ -32,6 +32,7 @@ from .likeness import unlike
 from .loading import Images
 from .manifest import DENSITY, DataSet, label_columns, load_dataset, select_readable
 from .metrics import METRICS, evaluate, patient_index, resample_counts, statistic_for
+from .objectives import Binary
 from .pipeline import answer, load_run
 from .prediction import features_for
 from .runs import RunDir, find_run, load_config
@@ -193,8 +194,11 @@ def with_and_without(task: Task,
 
 # %% ../nbs/47_validation.ipynb #bd5d5ce7
 def home_threshold(run: RunDir, task: Task, temperature: float | None) -> dict | None:  # A record of `choose_threshold`; None for a task without such a question
-    "The threshold that the run's validation images choose, on the scale of the probabilities as delivered. Raises `DataError` where they have one side only."
+    "The threshold that the run keeps with its model, else the one that its validation images choose, on the scale of the probabilities as delivered. Raises `DataError` where they have one side only."
     if endpoint_of(task) is None: return None
+    if run.has('thresholds'):
+        kept = run.read_json('thresholds')[task.labels[1]]
+        return kept | {'threshold': Binary(2, thresholds=(kept['threshold'],)).tempered(temperature or 1.).thresholds[0]}
     t = pd.read_csv(run.file('predictions', 'val'), dtype={'true_label': str, 'patient_key': str}, keep_default_na=False)
     probs = temper(task, t[task.prob_columns].to_numpy(), temperature or 1.)
     return evaluate_endpoint(task, np.array([task.index(l) for l in t.true_label]), probs, t.patient_key, n_boot=0)['threshold']

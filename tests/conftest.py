@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / 'shared'
 
 
-LONG = ('test_density', 'test_report', 'test_cli', 'test_search', 'test_ray', 'test_vit', 'test_embed', 'test_validation', 'test_recipes', 'test_resume')
+LONG = ('test_density', 'test_report', 'test_cli', 'test_search', 'test_ray', 'test_vit', 'test_embed', 'test_validation', 'test_recipes', 'test_findings', 'test_ensemble', 'test_resume')
 
 
 def pytest_collection_modifyitems(items):

@@ -155,6 +155,9 @@ def test_spine_and_its_checkpoint(spines, mammography, tmp_path):
     mammography('predict', '--run', run, '--input', spines / 'images', '--out', out, '--num-workers', 0)
     new = pd.read_csv(out)
     assert len(new) == 60 and ((new.prob_pathology >= fixed['threshold']) == (new.pred_label == 'pathology')).all()
+    from mammo.xrayphantom import write_spines
+    mammography('validate', '--run', run, '--csv', write_spines(tmp_path / 'site', 20, seed=9, rows=96, columns=48), '--out', tmp_path / 'v', '--n-boot', 20, '--num-workers', 0)
+    assert json.loads((tmp_path / 'v/validation.json').read_text())['endpoint']['threshold']['threshold'] == pytest.approx(fixed['threshold'])
 
 
 def test_copies_of_a_film_stand_on_one_side(spines, mammography, tmp_path):
