@@ -409,6 +409,7 @@ def abstention_curve(task: Task,                      # Multiclass
                      shares: Iterable[float] = tuple(np.linspace(1, .1, 19).round(2)),  # Shares of the images to answer, above 0, up to 1
                      n_boot: int = 2000,              # Resamples of patients, for kappa
                      seed: int = 0,                   # Of the resamples
+                     decoded: np.ndarray | None = None,  # (N,) the run's own answers, where they are not the likeliest class; certainty is then the probability of the answer
                      ) -> pd.DataFrame:               # `share, threshold, n, patients, accuracy, accuracy_low, accuracy_high, kappa_quadratic, …_low, …_high`, NaN where undefined
     "Accuracy and quadratic kappa of what is answered, most certain images first, with 95 % intervals over patients."
     _ordered(task)
@@ -416,7 +417,8 @@ def abstention_curve(task: Task,                      # Multiclass
     if bad := [s for s in shares if not 0 < s <= 1]: raise ConfigError(f'{bad[0]} is no share of the images', 'Use values above 0, up to 1.', where='shares')
     p, _ = _outcomes(task, target, probs)
     group, m = patient_index(groups, len(p))
-    sure, said, target, k, rows = p.max(1), p.argmax(1), np.asarray(target), task.k, []
+    said, target, k, rows = p.argmax(1) if decoded is None else np.asarray(decoded), np.asarray(target), task.k, []
+    sure = p[np.arange(len(p)), said]
     counts = np.c_[np.ones(m), resample_counts(m, n_boot if m > 1 else 0, seed)]
     for wanted in shares:
         threshold = np.sort(sure)[::-1][math.ceil(wanted * len(p) - 1e-9) - 1]

@@ -42,7 +42,8 @@ def train_spine(cfg: TrainConfig) -> None:
     from mammo.recipes.spine import train_spine
     from mammo.study import report
     _meant(cfg, 'spine')
-    print(report(train_spine(cfg)))
+    run = train_spine(cfg)
+    print(report(run) + (f'\n{run.path.parent / "checkpoints"}/' if run.has('metrics', 'val') else ''))
 
 
 def train_chest(cfg: TrainConfig) -> None:

@@ -26,7 +26,7 @@ from .config import TrainConfig, fingerprint, flat
 from .core import ConfigError, DataError, MammoError, RunError, Task, provenance
 from .manifest import DataSet, label_columns
 from .material import cache_folder, chosen, gather
-from .metrics import patient_index, resample_counts, statistic_for
+from .metrics import LOST, patient_index, resample_counts, statistic_for
 from .runs import RunDir
 from .scan import audit_row
 from .splits import assign_roles, group_folds, split_proof
@@ -246,9 +246,10 @@ def without_lost(task: Task,
                  counts: np.ndarray,   # (n_groups, B)
                  ) -> np.ndarray:      # (B, F)
     "NaN for averages over classes in resamples that lost one of them: they would be other figures."
-    names, out = figure_names(task), draws.copy()
+    names, out = figure_names(task), draws.copy()  # more lost than `LOST`: no interval at all
     if task.kind == 'multilabel': lost = (np.isnan(draws[:, len(WHOLE):]) & np.isfinite(draws[:1, len(WHOLE):])).any(1)
     else: lost = np.any([~(np.bincount(group, target == c, len(counts)) @ counts > 0) for c in np.unique(target)], 0)
+    if lost.mean() > LOST: lost = np.arange(len(lost)) > 0
     out[np.ix_(lost, [names.index(f) for f in ('balanced_accuracy', 'macro_f1', 'auroc_macro', 'average_precision') if f in names])] = np.nan
     return out
 

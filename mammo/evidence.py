@@ -60,7 +60,7 @@ class Pictures(Sequence):
 # %% ../nbs/48_evidence.ipynb #e2d78821
 def write_abstention(run: RunDir, role: str, t: Training, n_boot: int = 1000) -> pd.DataFrame:
     "`metrics/{role}_abstention.csv` and its figure: accuracy and quadratic kappa of the share that is answered, most certain images first."
-    role, curve = label_role(role, t.label), abstention_curve(t.task, t.table.target.to_numpy(), t.table[t.task.prob_columns].to_numpy(), t.table.patient_key, n_boot=n_boot)
+    role, curve = label_role(role, t.label), abstention_curve(t.task, t.table.target.to_numpy(), t.table[t.task.prob_columns].to_numpy(), t.table.patient_key, n_boot=n_boot, decoded=t.table.decoded.to_numpy())
     with run.write('abstention', role, 'w') as f: curve.to_csv(f, index=False)
     with run.write('figure', f'{role}_abstention') as f: abstention_figure({role: curve}).savefig(f, dpi=200, format='png')
     return curve

@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .audit import audit, audit_figure, in_words, muscle_on_square, read_masks
+from .audit import FEWEST, audit, audit_figure, in_words, muscle_on_square, read_masks
 from .comparing import interval
 from .config import GradcamConfig, TrainConfig
 from .core import ConfigError, RunError, Task, between, decimals, markdown_table, provenance
@@ -311,10 +311,10 @@ def _class_lines(task: Task, said: dict) -> list[str]:
     "The table by class, and whether anything rises with density."
     c, names, expected = said['classes'], {f: n for f, n in shown_in(said['organ']).items() if f != 'inside' or said['organ'] == 'breast' or said[said['organ']] < 1}, EXPECTED if task.k == 4 and said['organ'] == 'breast' else [''] * task.k
     rows = [[name, c[l]['images'], c[l]['no_heat'], c[l]['area']['n_patients'], *(_mean_text(c[l][f]) for f in names), *([e] if any(expected) else [])] for l, name, e in zip(task.labels, task.display, expected) if l in c]
-    told = []
+    told, few = [], min((c[l]['area']['n_patients'] or 0 for l in task.labels if l in c), default=0)
     for f, v in ((f, c['trend'][f]) for f in names):
         if v['rho'] is None: told.append(f'{names[f]}: not defined'); continue
-        way = 'not settled' if not v['interval'] or v['interval'][0] <= 0 <= v['interval'][1] else 'rises with the class' if v['rho'] > 0 else 'falls with the class'
+        way = f'not settled, a class has fewer than {FEWEST} patients' if few < FEWEST else 'not settled' if not v['interval'] or v['interval'][0] <= 0 <= v['interval'][1] else 'rises with the class' if v['rho'] > 0 else 'falls with the class'
         told.append(f'{names[f]}: {way} (rank correlation {decimals(v["rho"], 2)}, {between(v["interval"], 2)})')
     return ['## By class', '', *markdown_table(['class', 'images', 'maps without heat', 'patients', *names.values(), *(['pattern to expect'] if any(expected) else [])], rows), '', 'Figures are of the maps with heat.',
             *([] if 'inside' not in names else [f'The {said["organ"]} fills {100 * said[said["organ"]]:.0f} % of the square on average: an even map would have that share of its heat inside.']), '', *(f'- {t}.' for t in told), '']

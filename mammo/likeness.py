@@ -126,6 +126,7 @@ def profile(rows: pd.DataFrame,             # Manifest rows of the training imag
     return out
 
 # %% ../nbs/17_likeness.ipynb #13df8167
+PICTURES = ('.png', '.jpg', '.jpeg', '.pgm', '.tif', '.tiff')  # Files without a header: what only a table can know is not missed in them
 _CALLED = {'manufacturer': 'vendor', 'view_modifier': 'view modifier'}
 
 
@@ -169,9 +170,9 @@ def unlike(profile: dict,                  # As `profile` gives it
     "What is different about each image, in words. Raises `DataError` where pixels have another size than those of the profile."
     size, n = _side(rows, pixels), profile['n']
     if size not in (0, profile['size']): raise DataError(f'images are {size} pixels wide, those of the profile {profile["size"]}', 'Prepare them as the training images were.')
-    reasons = [[] for _ in range(len(rows))]
+    reasons, pictures = [[] for _ in range(len(rows))], [str(p).lower().endswith(PICTURES) for p in (rows['path'] if 'path' in rows else [''] * len(rows))]
     for c, counts in profile['counts'].items():
-        for said, value in zip(reasons, _values(rows, c)): said.append(_category_reason(c, value, counts, n))
+        for said, value, picture in zip(reasons, _values(rows, c), pictures): said.append('' if picture and not value else _category_reason(c, value, counts, n))
     if (fit := profile['distance']) and len(rows):
         x = image_statistics(pixels, progress, 'likeness').to_numpy()
         for said, row, times in zip(reasons, x, _distance(fit, x) / fit['limit']):

@@ -178,7 +178,7 @@ def _finished(frame: pd.DataFrame, task: Task | None, audit: list) -> pd.DataFra
     frame['exam_id'] = [e or s for e, s in zip(frame.exam_id, frame.sample_id)]
     if task is None: frame['target'] = -1
     elif task.kind == 'multiclass': frame['target'] = [task.index(l) for l in frame.label]
-    else: frame['label'] = ['|'.join(l for l in task.labels if row[l] == 1) for row in frame[list(task.labels)].to_dict('records')]
+    else: frame['label'] = ['|'.join(l for l in task.labels if row[l] == 1) or ('no finding' if all(row[l] == 0 for l in task.labels) else '') for row in frame[list(task.labels)].to_dict('records')]
     frame = frame.assign(role=frame.role if 'role' in frame else '', age=pd.to_numeric(frame.age, errors='coerce'))
     extra = list(task.labels) if task and task.kind == 'multilabel' else []
     frame = frame[[c for c in COLUMNS if c in frame] + extra].astype({c: np.int64 for c in ('target', 'rows', 'columns') if c in frame})
@@ -269,7 +269,10 @@ def _findings(table: pd.DataFrame, findings: Sequence[str], where: str) -> pd.Da
     "1 or 0 a label; NaN where the table says nothing or is not sure (CheXpert writes -1)."
     if missing := [f for f in findings if f not in table]: raise ConfigError(f'there are no columns {missing}', where=where)
     values = table[list(findings)].apply(pd.to_numeric, errors='coerce')
-    if (odd := values.isna() & (table[list(findings)] != '')).any(axis=None): raise DataError(f'{odd.sum().sum()} findings are no numbers', 'Use 1, 0 or nothing.', where=where)
+    odd = (values.isna() & (table[list(findings)] != '')) | ~(values.isna() | values.isin((1, 0, -1)))
+    if odd.any(axis=None):
+        column = odd.any().idxmax()
+        raise DataError(f'column {column} has {table[column][odd[column]].iloc[0]!r} ({odd.sum().sum()} such cells in all)', 'Use 1, 0, or nothing or -1 where it is not known.', where=where)
     return values.where(values.isin((0, 1))).astype(np.float64)
 
 # %% ../nbs/12_manifest.ipynb #97d93500

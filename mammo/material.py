@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'fabric_of', 'prep_of', 'read_options', 'cache_folder', 'augment_of', 'need_labels', 'scan_settings',
-           'with_twins', 'Material', 'chosen', 'gather']
+           'with_twins', 'Material', 'dealt', 'chosen', 'gather']
 
 # %% ../nbs/33_material.ipynb #cd0d3d69
 import logging
@@ -108,16 +108,20 @@ class Material:
         return Images(self.pixels.take(at), target, rows.sample_id, augment, seed, self.side and self.side.take(at)), rows
 
 # %% ../nbs/33_material.ipynb #fb5a8af7
+def dealt(data: DataSet, c: DataConfig) -> pd.DataFrame:  # The manifest with a role for every image
+    "Roles as the settings ask for them; those that a publisher or a fold has given stay. Raises `ConfigError` for a share that asks for a role which is given."
+    if len(data.manifest) and (data.manifest.role != '').all(): return data.manifest
+    return deal(data.manifest, c.val_split, c.test_split, c.cal_split, c.split_seed, [l for l in label_columns(data.task) if l != 'target'])
+
+
 def chosen(data: DataSet,
            c: DataConfig,   # `subset`, and the shares of the roles
            ) -> DataSet:
     "The data set, or about `--subset` images of it. Roles are dealt before, so that a subset's patients keep theirs."
     if not c.subset or c.subset >= len(data.manifest): return data
     if data.task is None: raise ConfigError('needs labels', 'Leave it out.', where='--subset')
-    labels = [l for l in label_columns(data.task) if l != 'target']
-    dealt = deal(data.manifest, c.val_split, c.test_split, c.cal_split, c.split_seed, labels)
-    few = subset(dealt, c.subset, c.split_seed, labels).reset_index(drop=True)
-    log.info('--subset %d: %d of %d images; whole patients, and every class in every role that has it', c.subset, len(few), len(dealt))
+    few = subset(dealt(data, c), c.subset, c.split_seed, [l for l in label_columns(data.task) if l != 'target']).reset_index(drop=True)
+    log.info('--subset %d: %d of %d images; whole patients, and every class in every role that has it', c.subset, len(few), len(data.manifest))
     return DataSet(data.name, data.task, few, data.audit)
 
 
@@ -137,7 +141,7 @@ def gather(data: DataSet,
     if run: run.write_json('manifest', manifest_record(data) | {'ingest': summary, 'refused': frame[~frame.ok][['sample_id', 'reason', 'detail']].to_dict('records')})
     log.info('%d images, %d readable, %d decoded, %d from the store', len(frame), frame.ok.sum(), summary['decoded'], summary['from_store'])
     kept = select_readable(data, frame, c.min_readable, bool(needed))
-    manifest = kept.manifest if data.task is None or (kept.manifest.role != '').all() else deal(kept.manifest, c.val_split, c.test_split, c.cal_split, c.split_seed, [l for l in label_columns(kept.task) if l != 'target'])
+    manifest = kept.manifest if data.task is None else dealt(kept, c)
     for role in needed:
         if not (manifest.role == role).any(): raise DataError(f'no patient is left for {role}', 'Add patients, or change --val-split.', where=data.name)
     summary['remarks'] = {name: list(notes) for name, notes in zip(frame.sample_id, frame.notes) if notes}

@@ -226,13 +226,14 @@ def _number(x) -> float | None:
 
 
 AVERAGED = ('balanced_accuracy', 'bal_acc_adj', 'macro_f1', 'macro_sensitivity', 'macro_specificity', 'auroc_macro', 'average_precision')  # Over labels
+LOST = .5  # Share of resamples without one of the labels above which averages over labels have no interval: the rest are not like the data
 FEW = 20  # Patients below which intervals are told to be too narrow
 
 
 def _comparable(point: dict, spread: dict) -> dict[str, np.ndarray]:
     "Averages over fewer labels than the data have are other figures: undefined in the resamples that lost one."
     lost = (~np.isfinite(spread['auroc']) & np.isfinite(point['auroc'][0])).any(1)
-    return {m: np.where(lost, np.nan, v) if m in AVERAGED else v for m, v in spread.items()}
+    return {m: np.full_like(v, np.nan) if m in AVERAGED and lost.mean() > LOST else np.where(lost, np.nan, v) if m in AVERAGED else v for m, v in spread.items()}
 
 
 def _interval(values: np.ndarray, level: float) -> list[float] | None:
@@ -261,6 +262,7 @@ def _notes(task: Task, point: dict, spread: dict | None, groups_given: bool, n_g
             notes.append(f'{_name(task, i)} is missing from {lost} of {len(spread["support"])} resamples: intervals of averages over labels leave these out')
     if task.kind == 'multiclass':
         notes += [f'{_name(task, i)} is never predicted: its precision is undefined' for i in range(task.k) if support[i] and not np.isfinite(point['precision'][0, i])]
+    if spread is not None and (bad := float((~np.isfinite(spread['auroc']) & np.isfinite(point['auroc'][0])).any(1).mean())) > LOST: notes.append(f'{100 * bad:.0f} % of the resamples lack a label: averages over labels have no interval')
     if spread is not None and not groups_given: notes.append(f'no patient keys: intervals treat {unit}s as independent and may be too narrow')
     if spread is not None and groups_given and n_groups < FEW: notes.append(f'{n_groups} patients are few: a bootstrap over them gives intervals that are too narrow')
     if spread is None: notes.append('no intervals: ' + ('one patient only' if n_groups < 2 else 'no resamples were asked for'))

@@ -26,9 +26,9 @@ def _value(text: str) -> object:
 def read_phase(row: str,                  # NAME:setting=value,setting=value
                ) -> tuple[str, dict]:     # Name and settings
     "One phase. Raises `ConfigError` naming the part that cannot be read."
-    name, _, rest = row.partition(':')
+    name, colon, rest = row.partition(':')
     where = f'--phases {row!r}'
-    if not re.fullmatch(r'[\w .-]+', name): raise ConfigError(f'has the name {name!r}', 'Write NAME:setting=value,setting=value; the name is of letters, digits, space, dot and dash.', where=where)
+    if not colon or not re.fullmatch(r'[\w .-]+', name): raise ConfigError(f'has the name {name!r}', 'Write NAME:setting=value,setting=value; the name is of letters, digits, space, dot and dash.', where=where)
     parts = [p.partition('=') for p in rest.split(',') if p]
     if odd := [k for k, _, _ in parts if k.strip().replace('-', '_') not in PHASED]: raise ConfigError(f'has no setting {odd[0]!r}', f'A phase can set {", ".join(PHASED)}.', where=where)
     return name.strip(), {k.strip().replace('-', '_'): _value(v.strip()) for k, _, v in parts}
@@ -45,7 +45,8 @@ def _phase(cfg: TrainConfig, name: str, changes: dict) -> TrainConfig:
     for k, v in changes.items():
         if isinstance(known[k], bool) and v in ('yes', 'no'): changes = changes | {k: v == 'yes'}
         elif isinstance(known[k], (bool, str)) != isinstance(v, (bool, str)) or isinstance(known[k], bool) != isinstance(v, bool): raise ConfigError(f'{k} is {v!r}', 'Give a value of the kind that its flag takes.', where=f'--phases {name}')
-    return unflat(type(cfg), known | opening | changes | {'phases': (), 'high_res': 0})
+    try: return unflat(type(cfg), known | opening | changes | {'phases': (), 'high_res': 0})
+    except ConfigError as e: raise ConfigError(e.what, e.fix, where=f'--phases {name}: {e.where}') from None
 
 
 def phase_configs(cfg: TrainConfig,
@@ -53,6 +54,7 @@ def phase_configs(cfg: TrainConfig,
     "What each phase is told. Raises `ConfigError` for rows that cannot be meant."
     rows = [read_phase(r) for r in cfg.optim.phases]
     if cfg.optim.high_res: rows = (rows or [('base', {})]) + [('high resolution', HIGH_RES | {'img_size': cfg.optim.high_res, 'batch_size': max(1, cfg.optim.batch_size // 2)})]
+    if cfg.optim.high_res and cfg.optim.high_res <= (below := max(c.get('img_size', cfg.image.img_size) for _, c in rows[:-1])): raise ConfigError(f'is {cfg.optim.high_res}, and the phases before it have {below} pixels', 'Use a larger size, or 0 for none.', where='--high-res')
     if rows and cfg.model.view_specific: raise ConfigError('and a model for each view do not go together', 'Use one or the other.', where='--phases')
     if len({n for n, _ in rows}) < len(rows): raise ConfigError('two phases have the same name', 'Give each its own.', where='--phases')
     return [(n, _phase(cfg, n, c)) for n, c in rows]
@@ -65,7 +67,8 @@ RECIPES = {
     'chest': XRAY | dict(classes='chest', arch='densenet121', img_size=224, batch_size=32, lr=1e-3, scheduler='plateau', patience=5, weight_cap=10., threshold_grid=(.05, .96, .01), rotation=7., zoom=.1, brightness=0.,
                          phases=('frozen:train_backbone=no,epochs=10', 'fine:unfreeze_layers=65,freeze_bn=all,lr=1e-4,backbone_lr=1e-4,epochs=15')),
 }
-ARCHS = {'spine': {'efficientnetv2s': dict(batch_size=24, weight_decay=5e-5, dropout=.2, phases=('128 px:img_size=128,epochs=10', '256 px:img_size=256,epochs=15', '384 px:img_size=384,epochs=25'))}}
+ARCHS = {'chest': {None: dict(phases=('frozen:train_backbone=no,epochs=10', 'fine:unfreeze_last=1,freeze_bn=all,lr=1e-4,backbone_lr=1e-4,epochs=15')), 'densenet121': {}},
+         'spine': {'efficientnetv2s': dict(batch_size=24, weight_decay=5e-5, dropout=.2, phases=('128 px:img_size=128,epochs=10', '256 px:img_size=256,epochs=15', '384 px:img_size=384,epochs=25'))}}
 
 
 def recipe_defaults(cls: type,        # A configuration with the group `data`
@@ -74,7 +77,8 @@ def recipe_defaults(cls: type,        # A configuration with the group `data`
                     ) -> object:      # An instance of `cls`
     "All settings of a command as a recipe wants them. A command that trains nothing takes over how images are read and nothing else."
     own = RECIPES.get(classes, {'classes': classes})
-    own = own | ARCHS.get(classes, {}).get(re.sub(r'[-_. ]', '', (arch or own.get('arch', '')).lower()), {}) | ({'arch': arch} if arch else {})
+    rows = ARCHS.get(classes, {})
+    own = own | rows.get(re.sub(r'[-_. ]', '', (arch or own.get('arch', '')).lower()), rows.get(None, {})) | ({'arch': arch} if arch else {})
     known = flat(cls())
     if 'epochs' not in known: own = {k: v for k, v in own.items() if k in ('classes', 'region', 'fit', 'near_duplicates')}
     return unflat(cls, known | own)

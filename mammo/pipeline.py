@@ -29,8 +29,8 @@ from .evaluation import exam_level, fit_thresholds, role_note, write_role
 from .fusion import FeatureTable, FusedHead, extraction, load_features, standardise
 from .likeness import profile
 from .loading import Images, make_loader
-from .manifest import DataSet
-from .material import Material, augment_of, fabric_of, gather, need_labels, prep_of
+from .manifest import DataSet, check_classes
+from .material import Material, augment_of, dealt, fabric_of, gather, need_labels, prep_of
 from .metrics import monitored
 from .models import Classifier, count_parameters, make_model
 from .objectives import Objective, balanced_weights, objective_for, positive_weights
@@ -87,11 +87,12 @@ def make_learner(material: Material, cfg: TrainConfig) -> tuple[Learner, dict]:
 def check(cfg: TrainConfig, task: Task) -> FeatureTable | None:  # The table for fusion
     "Tells a mistake before an hour of decoding: weights, stages, class weights, the activation cache, the table of features."
     fabric_of(cfg.run)
-    for _, own in phase_configs(cfg) or [('', cfg)]:
+    for name, own in phase_configs(cfg) or [('', cfg)]:
         if own.optim.class_weights != 'auto': class_weights(own.optim.class_weights, pd.DataFrame(), task)
         objective = objective_for(task, own.optim.loss)
         if own.optim.threshold_grid and not objective.scores(np.zeros((1, task.k))).shape[1]: raise ConfigError(f'is for answers that have a threshold, and {objective.name} has none', 'Leave it out.', where='--threshold-grid')
-        model, _, _ = make_model(own.model, objective.out_dim, own.image.img_size)
+        try: model, _, _ = make_model(own.model, objective.out_dim, own.image.img_size)
+        except ConfigError as e: raise (ConfigError(e.what, f'Change it in --phases ({name}).', where=e.where) if name and e.where == '--unfreeze-layers' else e) from None
         choose_views(own.optim.feature_cache, model.frozen, own.optim.epochs, own.optim.augment, 0, own.optim.feature_cache_gb)
     return load_features(cfg.model.embeddings_dir) if cfg.model.embeddings_dir else None
 
@@ -102,6 +103,8 @@ def train(data: DataSet, cfg: TrainConfig,
     "Train on a data set and evaluate. Every setting, file and figure ends in the run directory, which the first of several processes owns."
     clock = time.perf_counter()
     need_labels(data)
+    check_classes(data.manifest, data.task)
+    if data.task: dealt(data, cfg.data)  # roles that cannot be are told before anything is decoded
     table, fabric, own = check(cfg, data.task), fabric_of(cfg.run), []
     with ExitStack() as stack:
         path = first_says(fabric, lambda: own.extend(_begin(stack, data, cfg, table)) or own[0].path)

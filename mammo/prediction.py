@@ -22,11 +22,11 @@ from .dicom import Limits, ReadOptions
 from .evaluation import exam_index, exam_level, exam_table, prediction_table
 from .fusion import FeatureTable, Side, load_features, rows_of, same_extraction
 from .ingest import open_pixels
-from .likeness import unlike
+from .likeness import PICTURES, unlike
 from .loading import Images
 from .manifest import DataSet, unlabelled
 from .pipeline import answer, load_run
-from .runs import atomic, find_run
+from .runs import atomic, find_run, load_config
 from .training import Learner
 
 # %% ../nbs/39_prediction.ipynb #d069ac8c
@@ -60,6 +60,7 @@ def predict(cfg: PredictConfig) -> pd.DataFrame:  # As written to `cfg.out`
     keep, workers = tuple(sorted({*ckpt['keep'], *cfg.keep})), None if cfg.num_workers < 0 else cfg.num_workers
     data = unlabelled(cfg.input, options=ReadOptions(keep=keep, limits=limits), workers=workers)
     if not len(data.manifest) and not data.audit: raise ConfigError('holds no file', 'Give a folder with images, or files.', where='--input ' + ' '.join(map(str, cfg.input[:3])))
+    if load_config(run).get('classes', 'density') not in ('density', 'binary'): data = _own_exams(data)
     with tempfile.TemporaryDirectory() as store:
         pixels = open_pixels(data.manifest, Prep.from_dict(ckpt['prep']), 'disk', store, workers, keep, limits)
         frame = pixels.report.frame.copy()
@@ -83,6 +84,13 @@ def _with_features(data: DataSet, frame: pd.DataFrame, table: FeatureTable | Non
     lost = (at < 0) & frame.ok.to_numpy(bool) & (learner.model.head.placeholder is None)
     frame.loc[lost, ['ok', 'reason', 'detail']] = False, 'no_features', 'not in --embeddings-dir; run embed on it'
     return at
+
+
+def _own_exams(data: DataSet) -> DataSet:
+    "A folder of pictures is an exam in an archive of mammograms; elsewhere it is a folder, and each picture is an exam of its own."
+    m = data.manifest
+    picture = m.path.astype(str).str.lower().str.endswith(PICTURES)
+    return DataSet(data.name, data.task, m.assign(exam_id=m.exam_id.where(~picture, m.sample_id)), data.audit)
 
 
 def _refused(data: DataSet, frame: pd.DataFrame) -> pd.DataFrame:

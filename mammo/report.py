@@ -26,7 +26,7 @@ from .looking import looks_at
 from .manifest import DataSet
 from .metrics import headlines
 from .models import backbone
-from .runs import RunDir, artefact, atomic
+from .runs import RunDir, artefact, atomic, sweep
 from .seeds import SHOWN, TITLES, collect, draw, find_training, in_name, read_whole, seed_figures, seeds_table, shown
 
 # %% ../nbs/60_report.ipynb #c80548ec
@@ -321,6 +321,7 @@ def report_pack(cfg: ReportPackConfig,
     for r in runs: role_of(r, role)
     task, keys = _task_and_keys(runs)
     assets = Path(cfg.assets_dir)
+    for folder in (assets, assets.parent / 'sections'): sweep(folder)
     blocks = {k: run_pieces(r, role, task, pack_run(r, role, task, cfg, data_of)) for k, r in zip(keys, runs)}
     for cv in filter(lambda r: r.has('cv_summary'), (find_training(w, flag='--run') for w in cfg.run)): blocks[f'{task.name}_{cv.path.name}'] = cv_pieces(cv)
     folds = [r for r in runs if re.fullmatch(r'fold_\d+', r.path.parent.name)]

@@ -306,7 +306,7 @@ def fit(learner: Learner,
             better = progress.judge(selection_key(metrics, learner.task.monitor), optim)
             if fabric.is_global_zero: _save_epoch(run, checkpoint(learner, epoch + 1, metrics, extra), optimizer, progress, better and cfg.save_best, cfg.save_optimizer)
             if on_epoch: on_epoch(epoch + 1, row)
-            bar.set_postfix(epoch=epoch + 1, loss=f'{moved["loss"]:.3f}', kappa=metrics['kappa'], best=progress.best_epoch)
+            bar.set_postfix(epoch=epoch + 1, loss=f'{moved["loss"]:.3f}', **{k: metrics[k] for k in ['kappa' if learner.task.kind == 'multiclass' else 'auc']}, best=progress.best_epoch)
     return progress
 
 # %% ../nbs/32_training.ipynb #d1f0d2c0

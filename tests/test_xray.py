@@ -70,7 +70,7 @@ def test_nih_loads_as_published(nih):
     data = nih_chestxray14(nih / 'Data_Entry_2017.csv', nih, **HOW)
     m = data.manifest.set_index('sample_id')
     assert data.task == CHEST and list(m.index) == ['00000001_000', '00000001_001', '00000002_000', '00000003_000', '00000003_001', '00000006_000']
-    assert m.label.tolist() == ['Cardiomegaly', 'Cardiomegaly', '', '', 'Mass|Nodule', 'Atelectasis|Effusion|Pneumonia|Pneumothorax']
+    assert m.label.tolist() == ['Cardiomegaly', 'Cardiomegaly', 'no finding', 'no finding', 'Mass|Nodule', 'Atelectasis|Effusion|Pneumonia|Pneumothorax']
     assert (m.loc[['00000002_000', '00000003_000'], list(CHEST.labels)] == 0).all(axis=None), 'No Finding, and findings that are none of the eight'
     assert m.role.tolist() == ['', '', '', 'test', 'test', 'test'] and m.patient_key.nunique() == 4 and not patient_unknown(data.manifest).any()
     assert m.age.fillna(-1).tolist() == [58, 59, -1, 81, 74, 8] and m.sex.tolist() == ['M', 'M', 'M', 'F', 'F', 'F'] and set(m['view']) == {'PA', 'AP'}

@@ -34,7 +34,7 @@ def write_tables(run: RunDir) -> None:
     cells = [dict(role=r, label=l, threshold=tables[r].threshold[l], TP=cm[1][1], FP=cm[0][1], TN=cm[0][0], FN=cm[1][0]) for r, m in metrics.items() for l, cm in zip(m['labels'], m['confusion_matrix'])]
     write('confusion_template', pd.DataFrame(cells))
     run.write_json('snapshot', snapshot(unflat(TrainConfig, load_config(run))))
-    if run.read_json('summary').get('phases'): write('phases', phase_table(run))
+    if run.read_json('summary').get('phases'): write('phases', phase_table(run, int(load_config(run)['n_boot'])))
 
 
 def _csv(run: RunDir, kind: str, table: pd.DataFrame) -> None:
