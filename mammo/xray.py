@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPINE', 'CHEST', 'OLDEST', 'NIH_OTHERS', 'NO_FINDING', 'POSITIVE', 'UNSURE', 'TEXT_COLUMNS', 'SPINE_SETS',
-           'CHEST_SETS', 'nih_chestxray14', 'vindr_spinexr', 'spine_images', 'chest_images', 'spine_dataset',
-           'chest_dataset']
+           'CHEST_SETS', 'nih_chestxray14', 'vindr_spinexr', 'chest_images', 'spine_dataset', 'chest_dataset']
 
 # %% ../nbs/14_xray.ipynb #b8c40d83
 import re
@@ -197,14 +196,14 @@ def _spine_column(table: pd.DataFrame, given: str, where: str) -> str:
     if not found: raise ConfigError(f'columns are {", ".join(table.columns)}', 'It needs a column label (0 or 1) or finding.', where=where)
     return found
 
-
+# %% ../nbs/14_xray.ipynb #cd4cc64f
 def _spine_labels(texts: Iterable[str]) -> list[str]:
     "As `_spine_label`; in a column of 0 and 1, what is neither stays as it is written, and is then unknown."
     plain = [re.sub(r'\.0+$', '', ' '.join(str(t).split()).casefold()) for t in texts]
     numbers = bool({'0', '1'} & set(plain))
     return [_spine_label(p) if not numbers or p in (*NO_FINDING, *UNSURE, *POSITIVE) else p for p in plain]
 
-
+# %% ../nbs/14_xray.ipynb #20f5076e
 def _spine_folders(root: Path, audit: list) -> pd.DataFrame:
     "One row an image below a class folder; a folder below that is a patient."
     found = [(p, p.relative_to(root).parts) for p in find_images(root, audit=audit)]

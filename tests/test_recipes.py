@@ -97,6 +97,7 @@ def test_test_labels_change_nothing_but_test_figures(films, chest, mammography, 
     assert not answers(run, 'test').filter(like='true_').equals(answers(other, 'test').filter(like='true_'))
 
 
+@pytest.mark.slow
 def test_a_killed_phase_goes_on(films, chest, tmp_path):
     "kill -9 in the second phase, then --resume: the same run as one that nobody disturbed."
     _, run = chest

@@ -83,6 +83,7 @@ def test_nih_loads_as_published(nih):
 
 def test_nih_roles_are_kept_and_patients_disjoint(nih):
     with open(nih / 'Data_Entry_2017.csv', 'a') as f: f.write('00000010_000.png,Cardiomegaly,0,10,44,M,PA,2500,2048,0.168,0.168,\n00000011_000.png,No Finding,0,11,44,M,PA,2500,2048,0.168,0.168,\n')
+    with open(nih / 'train_val_list.txt', 'a') as f: f.write('\n00000010_000.png\n00000011_000.png\n')
     for i in (10, 11): png(nih / f'images_001/images/{i:08d}_000.png', i)
     data = nih_chestxray14(nih / 'Data_Entry_2017.csv', nih, **HOW)
     dealt = deal(data.manifest, val=.5, labels=CHEST.labels)
@@ -91,6 +92,15 @@ def test_nih_roles_are_kept_and_patients_disjoint(nih):
     with pytest.raises(ConfigError, match='--test-split'): deal(data.manifest, test=.2, labels=CHEST.labels)
     with open(nih / 'test_list.txt', 'a') as f: f.write('00000001_001.png\n')
     with pytest.raises(LeakError, match='1 patients'): nih_chestxray14(nih / 'Data_Entry_2017.csv', nih, **HOW)
+
+
+def test_films_in_no_list_are_left_out(nih):
+    "With the list of training films there and the test list gone, test films are not trained on."
+    (nih / 'test_list.txt').unlink()
+    data = nih_chestxray14(nih / 'Data_Entry_2017.csv', nih, **HOW)
+    listed = {Path(n).stem for n in (nih / 'train_val_list.txt').read_text().split()}
+    assert set(data.manifest.sample_id) <= listed and set(data.manifest.role) == {''}
+    assert any('neither list' in r['detail'] for r in data.audit)
 
 
 def test_nih_in_its_other_shapes(nih):
@@ -175,7 +185,8 @@ def test_chest_tables(tmp_path):
     rows = ['file,patient,' + ','.join(CHEST.labels), '0.png,1,1,0,0,0,0,0,0,-1', '1.png,1,0,0,0,,0,0,0,0', '2.png,2,0,0,0,0,0,0,1,1.0']
     data = chest_dataset('', _write(tmp_path / 'c.csv', '\n'.join(rows)), tmp_path, **HOW)
     assert data.task == CHEST and data.manifest.Pneumothorax.isna().tolist() == [True, False, False] and data.manifest.Infiltration.isna().tolist() == [False, True, False]
-    with pytest.raises(ConfigError, match='Nodule.*Pneumonia'): chest_images(_write(tmp_path / 'd.csv', 'file,' + ','.join(l for l in CHEST.labels if l not in ('Nodule', 'Pneumonia')) + '\n0.png,1,0,0,0,0,0\n'), **HOW)
+    some = chest_images(_write(tmp_path / 'd.csv', 'file,' + ','.join(l for l in CHEST.labels if l not in ('Nodule', 'Pneumonia')) + '\n0.png,1,0,0,0,1,0\n'), **HOW)
+    assert some.task.labels == tuple(l for l in CHEST.labels if l not in ('Nodule', 'Pneumonia')) and 'Nodule, Pneumonia' in some.audit[-1]['detail']
     with pytest.raises(ConfigError, match='no such data set. Known are nih, chest-images'): chest_dataset('mimic')
 
 
