@@ -222,7 +222,7 @@ def per_group(task: Task, target: np.ndarray, before: np.ndarray, after: np.ndar
         for r in table.itertuples():
             at = np.ones(len(rows), bool) if r.by == 'all' else (rows[r.by].fillna('').astype(str).str.strip().replace('', 'unknown') == r.group).to_numpy()
             m = evaluate(task, target[at], probs[at], rows.patient_key[at], n_boot, seed)
-            found.append([m['log_loss'], *(m['intervals'].get('log_loss') or [np.nan] * 2)])
+            found.append([m['log_loss'], *(m.get('intervals', {}).get('log_loss') or [np.nan] * 2)])
         table[[name, f'{name}_low', f'{name}_high']] = found
     return table
 
@@ -263,7 +263,7 @@ def _flow(data: DataSet, kept: DataSet, shared: dict) -> dict:
 # %% ../nbs/47_validation.ipynb #60e3ca64
 def _performance(said: dict) -> list[str]:
     image, exam, home = said['image'], said['exam'], said['at_home']
-    cell = lambda m, f: '–' if not m or f not in m else f'{decimals(m[f])} ({between(m["intervals"].get(f))})'
+    cell = lambda m, f: '–' if not m or f not in m else f'{decimals(m[f])} ({between(m.get("intervals", {}).get(f))})'
     tempered = ', after the run’s temperature' if said['run_temperature'] else ''
     head = ['figure', f'here{tempered}, {image["n"]} images of {image["n_patients"]} patients', *([f'here, {exam["n"]} exams'] if exam else []), *([f'at home ({home["role"]}), as the network says, {home["n"]} images of {home["n_patients"]} patients'] if home else [])]
     rows = [[f.replace('_', ' '), cell(image, f), *([cell(exam, f)] if exam else []), *([cell(home, f)] if home else [])] for f in METRICS if f in image]
@@ -292,7 +292,7 @@ def _endpoint_text(e: dict | None, temperature: float | None) -> list[str]:
 
 # %% ../nbs/47_validation.ipynb #401b052a
 def _calibration_text(c: dict, temperature: float | None) -> list[str]:
-    cell = lambda m, f: f'{decimals(m[f])} ({between(m["intervals"].get(f))})'
+    cell = lambda m, f: f'{decimals(m[f])} ({between(m.get("intervals", {}).get(f))})'
     names = {'log_loss': 'log loss', 'brier': 'Brier score', 'ece': 'calibration error'}
     change = c['change_of_log_loss']
     return ['## Calibration, with and without recalibration', '', f'As delivered: {"with the run’s own temperature of " + format(temperature, ".2f") if temperature else "the run has no temperature of its own"}. Recalibrated: temperatures of '
