@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .comparing import FIGURES, bootstrap, interval, score_figures
+from .comparing import bootstrap, interval, score_figures
 from .config import FREE, SeedsConfig, differences
 from .core import ConfigError, DataError, MammoError, RunError, Task, between, decimals, markdown_table, provenance, stable_hash
 from .crossval import answers_statistic, figure_names, figures_in, out_of_fold, table_answers, without_lost
