@@ -21,6 +21,7 @@ tissueden 1 to 4, 5 for a normal male breast; FinalImageType 2D or cview; spot_m
 mamografias and patches_completo (github.com/ThalesMMS/mammography-pipelines-py, src/mammography/data/csv_loader.py describes the format): featureS.txt with a file name and a class 0 to 3 on lines of their
 own, in each folder or at the root; `#` begins a remark, names may lack .png, and a blank before a bracket that the file has.
 """
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ VINDR = 'study_id,series_id,image_id,laterality,view_position,height,width,breas
 
 @pytest.fixture
 def vindr(tmp_path):
-    rows = [f's{s},r{s},i{s}{side}{view},{side},{view},3518,2800,BI-RADS 2,DENSITY {d},{split}' for s, d, split in ((1, 'A', 'training'), (2, 'B', 'training'), (3, 'C', 'training'), (4, 'D', 'test'), (5, 'B', 'test'))
+    rows = [f's{s},r{s},i{s}{side}{view},{side},{view},3518,2800,BI-RADS 2,DENSITY {d},{split}' for s, d, split in ((1, 'A', 'training'), (2, 'B', 'training'), (3, 'C', 'training'), (4, 'D', 'test'), (5, 'B', 'test'), (6, 'C', 'training'), (7, 'C', 'training'))
             for side in 'LR' for view in ('CC', 'MLO')]
     rows[3] = rows[3].replace('DENSITY A', 'DENSITY B')   # the densities of two breasts may differ
     write(tmp_path / 'breast-level_annotations.csv', VINDR + '\n'.join(rows))
@@ -121,9 +122,9 @@ def vindr(tmp_path):
 def test_vindr_mammo_keeps_the_publishers_split(vindr):
     data = load_dataset('', vindr / 'breast-level_annotations.csv', vindr, **HOW)
     m = data.manifest.set_index('sample_id')
-    assert data.name == 'vindr-mammo' and len(m) == 19 and data.reasons == {'missing_file': 1}
+    assert data.name == 'vindr-mammo' and len(m) == 27 and data.reasons == {'missing_file': 1}
     assert set(m.role[m.exam_id.isin(('s4', 's5'))]) == {'test'} and set(m.role[~m.exam_id.isin(('s4', 's5'))]) == {''}
-    assert m.label['i1LCC'] == '1' and m.label['i1RMLO'] == '2' and m.label['i4LCC'] == '4' and m.patient_key.nunique() == 5
+    assert m.label['i1LCC'] == '1' and m.label['i1RMLO'] == '2' and m.label['i4LCC'] == '4' and m.patient_key.nunique() == 7
     dealt = deal(data.manifest, val=.34)
     assert split_proof(dealt)['disjoint'] and set(dealt.role) == {'train', 'val', 'test'} and (dealt.role == 'test').sum() == 8
     with pytest.raises(ConfigError, match='--test-split'): deal(data.manifest, test=.2)
@@ -241,6 +242,13 @@ def test_inbreast_reads_the_excel_table(breasts):
     (breasts / 'INbreast.csv').rename(breasts / 'kept.csv')
     from_excel, from_csv = inbreast(None, breasts, **HOW), inbreast(breasts / 'kept.csv', breasts, **HOW)
     assert from_excel.manifest.drop(columns='stamp').equals(from_csv.manifest.drop(columns='stamp')) and from_excel.reasons == from_csv.reasons
+    write(breasts / 'INbreast.xls', 'no Excel at all')
+    with pytest.raises(DataError, match='no Excel table'): inbreast(None, breasts, **HOW)
+
+
+def test_inbreast_without_xlrd_says_what_to_do(breasts, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'xlrd', None)
+    with pytest.raises(ConfigError, match='needs xlrd. Give INbreast.csv'): inbreast(write(breasts / 'INbreast.xls', 'x'), breasts, **HOW)
 
 
 # EMBED
@@ -304,7 +312,7 @@ def test_feature_list_at_the_root(tmp_path):
     data = load_dataset('patches_completo', None, root, **HOW)
     assert len(data.manifest) == 7 and patient_unknown(data.manifest).all() and data.reasons == {'label_conflict': 1, 'patient_unknown': 1}
     assert load_dataset('', None, root, **HOW).name == 'patches_completo'
-    with pytest.raises(ConfigError, match='featureS.txt'): feature_lists(None, tmp_path, **HOW)
+    with pytest.raises(ConfigError, match='featureS.txt'): feature_lists(None, write(tmp_path / 'empty/x.txt', '').parent, **HOW)
     with pytest.raises(ConfigError, match='featureS.txt'): load_dataset('mamografias', tmp_path / 'nowhere', **HOW)
 
 
