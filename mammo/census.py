@@ -69,7 +69,7 @@ def thumbnail(image: Image,  # From `read_image`
     Pillow.fromarray(found.pixels).save(out, 'JPEG', quality=82)
     return out.getvalue()
 
-
+# %% ../nbs/19_census.ipynb #354847ec
 @dataclass(frozen=True)
 class _Look:
     "(path, whether it is drawn) → hash of the pixels, '' for one single grey, and the thumbnail."
@@ -274,13 +274,13 @@ def page(c: Census) -> str:  # HTML that needs nothing beside it
 OWNS = [FILES[k] for k in ('census', 'census_report', 'census_page', 'census_files', 'census_duplicates')]
 
 
-def _looked(cfg: AuditConfig, roots: list[Path], cache: str) -> Census:
+def _looked(cfg: AuditConfig, roots: list[Path], cache: str, progress: bool) -> Census:
     "All files of all folders."
     options = ReadOptions(keep=cfg.keep, limits=Limits(file_mb=cfg.max_file_mb, pixels=round(cfg.max_megapixels * 1e6)))
     workers = None if cfg.num_workers < 0 else cfg.num_workers
-    how = {'workers': workers, 'options': options, 'cache': cache}
+    how = {'workers': workers, 'options': options, 'cache': cache, 'progress': progress}
     files, pictures = every_file(roots, **how).assign(pixel_hash=''), {}
-    if cfg.pixels: files, pictures = look_at_pixels(files, drawn(files, cfg.images, cfg.seed), options, workers)
+    if cfg.pixels: files, pictures = look_at_pixels(files, drawn(files, cfg.images, cfg.seed), options, workers, progress)
     labels = [of_readable(labels_of(csv, root, cfg.dataset, **how), files) for root, csv in zip(roots, cfg.csv or [None] * len(roots))]
     return Census(files, labels, copies(files, labels), pictures)
 
@@ -296,12 +296,14 @@ def _write(run: RunDir, found: Census) -> None:
                               'labels': [{'dataset': l.name, 'problem': l.problem, 'counts': l.counts, 'left_out': l.left_out, 'contradictions': len(l.serious)} for l in found.labels]})
 
 
-def census(cfg: AuditConfig) -> RunDir:
+def census(cfg: AuditConfig,
+           progress: bool = True,   # Bars on stderr
+           ) -> RunDir:             # The folder, with its page and tables
     "What `mammography audit` does. Raises `ConfigError` for folders and tables that are not there, and for nothing that is in them."
     roots = [image_folder(r) for r in cfg.dicom_root]
     for csv in cfg.csv:
         if not csv.exists(): raise ConfigError('there is no such table', 'Give one a folder, in the same order.', where=f'--csv {csv}')
     place = lambda paths: [stable_hash(str(p.resolve())) for p in paths]
     decides = {'roots': place(roots), 'tables': place(cfg.csv), **{k: v for k, v in flat(cfg).items() if k in ('dataset', 'images', 'pixels', 'seed', 'keep')}}
-    with flat_run(cfg.outdir, 'audit', OWNS, decides, flat(cfg), cfg.overwrite) as run, tempfile.TemporaryDirectory() as cache: _write(run, _looked(cfg, roots, cache))
+    with flat_run(cfg.outdir, 'audit', OWNS, decides, flat(cfg), cfg.overwrite) as run, tempfile.TemporaryDirectory() as cache: _write(run, _looked(cfg, roots, cache, progress))
     return run

@@ -38,14 +38,14 @@ def run(folders, out, *more): return main(['audit', '--dicom-root', str(folders 
 
 
 def test_everything_is_counted_and_nobody_is_named(folders, tmp_path, capfd):
-    assert run(folders, tmp_path / 'a', '--csv', folders / 'one.csv', folders / 'two.csv', '--images', '4') == 0
+    assert run(folders, tmp_path / 'a', '--csv', folders / 'one.csv', folders / 'two.csv', '--images', '20') == 0
     told, found = capfd.readouterr().out, json.loads((tmp_path / 'a/audit.json').read_text())
     assert found['totals'] == {'sets': 2, 'files': [9, 2], 'images': [8, 2], 'readable': [6, 1], 'refused': [2, 0], 'not_eligible': [0, 1], 'other_files': [1, 0], 'megapixels': [.02, .02]}
     assert found['duplicates'] == {'groups': 1, 'files': 2, 'between_sets': 1, 'other_bytes': 1, 'label_conflicts': 1}, 'the same pixels are a B here and a D there'
     assert found['counts']['transfer syntax or format'] == {'Explicit VR Little Endian': [6, 0], 'RLE Lossless': [0, 1]} and found['counts']['side and view'] == {'L CC': [3, 1], 'R CC': [3, 0]}
     assert [(l['dataset'], l['counts'], l['contradictions']) for l in found['labels']] == [('classificacao', {'A': 2, 'B': 2}, 1), ('classificacao', {'D': 1}, 0)]
     page, twins = (tmp_path / 'a/audit.html').read_text(), pd.read_csv(tmp_path / 'a/duplicates.csv')
-    assert twins.label.tolist() == ['B', 'D'] and page.count('<figure>') == 4 and '<b>Maker' not in page and '&lt;b&gt;Maker' in page and '| <b>Maker/& |' in told
+    assert twins.label.tolist() == ['B', 'D'] and page.count('<figure>') == 7 and '<b>Maker' not in page and '&lt;b&gt;Maker' in page and '| <b>Maker/& |' in told
     words = re.sub('base64,[^"]*', '', page)
     for text in (told, words, *(p.read_text() for p in (tmp_path / 'a').iterdir() if p.suffix in ('.csv', '.json', '.md'))): assert 'MARKED' not in text and '19010203' not in text
     for text in (told.replace(str(tmp_path), ''), words): assert not re.search(r'\bA[123]\b|\bB1\b|\.dcm|notes', text), 'the page and the report speak of numbers'
@@ -95,6 +95,6 @@ def test_datasets_are_listed(capsys):
 
 def test_real_files(shared, tmp_path, capsys):
     "13 real DICOM files: one no decoder reads, one in colour; four hold the same pixels in four ways."
-    assert main(['audit', '--dicom-root', str(shared / 'data/dicom'), str(shared / 'data/density-jpg'), '--outdir', str(tmp_path / 'o'), '--num-workers', '1']) == 0
+    assert main(['audit', '--dicom-root', str(shared / 'data/dicom'), '--outdir', str(tmp_path / 'o'), '--num-workers', '1', '--images', '2']) == 0
     found = json.loads((tmp_path / 'o/audit.json').read_text())
-    assert found['totals']['readable'] == [11, 8] and found['totals']['refused'] == [1, 0] and found['totals']['not_eligible'] == [1, 0] and (found['duplicates']['groups'], found['duplicates']['files']) == (1, 4)
+    assert found['totals']['readable'] == [11] and found['totals']['refused'] == [1] and found['totals']['not_eligible'] == [1] and (found['duplicates']['groups'], found['duplicates']['files']) == (1, 4)
