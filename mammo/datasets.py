@@ -90,7 +90,7 @@ def _train(name: str, csv: str, root: str, command: str = 'train-density', flag:
 CATALOGUE = (
     PublicSet('rsna', 'RSNA Screening Mammography Breast Cancer Detection', 'density A to D for about half of the images', '54,706 images of 11,913 women', 'Non-commercial research and education; rules of the competition', 'https://www.kaggle.com/competitions/rsna-breast-cancer-detection/data',
               _train('rsna', 'rsna/train.csv', 'rsna'), 'Implants are left out; --keep implant lets them in. Site 2 gives no density.'),
-    PublicSet('vindr-mammo', 'VinDr-Mammo 1.0.0', 'density A to D by breast; test set of the publisher', '20,000 images of 5,000 exams', 'PhysioNet Restricted Health Data License 1.5.0; registration', 'https://physionet.org/content/vindr-mammo/',
+    PublicSet('vindr-mammo', 'VinDr-Mammo 1.0.0', 'density A to D by breast; test set of the publisher', '20,000 images of 5,000 exams', 'PhysioNet, restricted access: registration and a data use agreement', 'https://physionet.org/content/vindr-mammo/',
               _train('vindr-mammo', 'vindr-mammo/breast-level_annotations.csv', 'vindr-mammo'), 'Patients are taken out: an exam stands for one.'),
     PublicSet('cbis-ddsm', 'CBIS-DDSM', 'density 1 to 4, BI-RADS 4th edition or earlier; test set of the publisher', '3,103 films of 1,566 patients; some 160 GB as DICOM, 6 GB as JPEG', 'CC BY 3.0', 'https://www.cancerimagingarchive.net/collection/cbis-ddsm/',
               _train('cbis-ddsm', 'cbis-ddsm', 'cbis-ddsm'), 'Digitised film. Densities 0 are refused; training films of patients of the test set are left out.'),
@@ -105,7 +105,7 @@ CATALOGUE = (
               'mammography train-density --dataset patches_completo --csv patches_completo --near-duplicates --outdir outputs/patches', 'Nothing says which patches are of one patient.'),
     PublicSet('nih', 'NIH ChestX-ray14', 'eight findings of the chest; test set of the publisher', '112,120 images of 30,805 patients', 'No restriction; name the NIH Clinical Center and cite Wang 2017', 'https://nihcc.app.box.com/v/ChestXray-NIHCC',
               _train('nih', 'nih/Data_Entry_2017.csv', 'nih', 'train-chest', '--image-root'), 'A program read the labels out of reports.'),
-    PublicSet('vindr-spinexr', 'VinDr-SpineXR 1.0.0', 'spine, pathology or not; test set of the publisher', '10,466 images of 5,000 studies', 'PhysioNet Restricted Health Data License 1.5.0; registration', 'https://physionet.org/content/vindr-spinexr/',
+    PublicSet('vindr-spinexr', 'VinDr-SpineXR 1.0.0', 'spine, pathology or not; test set of the publisher', '10,466 images of 5,000 studies', 'PhysioNet, restricted access: registration and a data use agreement', 'https://physionet.org/content/vindr-spinexr/',
               _train('vindr-spinexr', 'vindr-spinexr/annotations/train.csv', 'vindr-spinexr', 'train-spine', '--image-root'), 'A study stands for a patient.'),
 )
 

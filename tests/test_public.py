@@ -21,6 +21,7 @@ tissueden 1 to 4, 5 for a normal male breast; FinalImageType 2D or cview; spot_m
 mamografias and patches_completo (github.com/ThalesMMS/mammography-pipelines-py, src/mammography/data/csv_loader.py describes the format): featureS.txt with a file name and a class 0 to 3 on lines of their
 own, in each folder or at the root; `#` begins a remark, names may lack .png, and a blank before a bracket that the file has.
 """
+import json
 import sys
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DigitalMammographyXRayImageStorageForPresentation as MG, ExplicitVRLittleEndian, generate_uid
 
+from mammo.cli import main
 from mammo.core import ConfigError, DataError
 from mammo.datasets import DATASETS, load_dataset
 from mammo.grey import ReadOptions
@@ -319,3 +321,19 @@ def test_feature_list_at_the_root(tmp_path):
 def test_all_of_them_have_a_name():
     assert {'rsna', 'vindr-mammo', 'cbis-ddsm', 'inbreast', 'embed', 'mini-mias', 'mamografias', 'patches_completo', 'classificacao', 'unlabelled'} <= set(DATASETS)
     with pytest.raises(ConfigError, match='Known are classificacao'): load_dataset('ddsm')
+
+
+def test_the_commands_take_the_names(tmp_path, capsys):
+    "train-density keeps the publisher's test exams, embed takes a folder with lists as the seed did, validate scores a run on another of them."
+    rows = [f's{s},r{s},i{s}{view},L,{view},160,128,BI-RADS 1,DENSITY {"ABCD"[s % 4]},{"test" if s > 11 else "training"}' for s in range(16) for view in ('CC', 'MLO')]
+    csv = write(tmp_path / 'vindr/breast-level_annotations.csv', VINDR + '\n'.join(rows))
+    for k, row in enumerate(rows): mammogram(tmp_path / f'vindr/images/{row.split(",")[0]}/{row.split(",")[2]}.dicom', k)
+    for k in range(8): picture(tmp_path / f'lists/{k // 2}/{k}.png', k)
+    for k in range(4): write(tmp_path / f'lists/{k}/featureS.txt', f'{2 * k}\n{k}\n{2 * k + 1}\n{k}\n')
+    common = ['--arch', 'resnet18', '--weights', 'none', '--img-size', '32', '--num-workers', '0', '--device', 'cpu']
+    assert main(['train-density', '--dataset', 'vindr-mammo', '--csv', str(csv), '--outdir', str(tmp_path / 'run'), '--epochs', '1', '--warmup-epochs', '0', '--n-boot', '0', '--region', 'full', '--val-split', '.34', *common]) == 0, capsys.readouterr().err
+    roles = json.loads((tmp_path / 'run/results/data_manifest.json').read_text())['roles']
+    assert roles['test'] == sorted(f'i{s}{v}' for s in range(12, 16) for v in ('CC', 'MLO')) and roles['train'] and roles['val']
+    assert main(['embed', '--dataset', 'mamografias', '--csv', str(tmp_path / 'lists'), '--outdir', str(tmp_path / 'features'), '--region', 'full', *common]) == 0, capsys.readouterr().err
+    assert np.load(tmp_path / 'features/features.npy').shape == (8, 512)
+    assert main(['validate', '--run', str(tmp_path / 'run/results'), '--dataset', 'mamografias', '--dicom-root', str(tmp_path / 'lists'), '--out', str(tmp_path / 'site'), '--n-boot', '10', '--folds', '2', '--num-workers', '0', '--device', 'cpu']) == 0, capsys.readouterr().err
