@@ -12,6 +12,7 @@ import base64
 import hashlib
 import io
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -178,7 +179,7 @@ def counted(files: pd.DataFrame,  # From `every_file`
     "What the readable files are like. Files whose header could not be used are counted by their reason instead."
     ok = files[files.reason == '']
     blank = lambda v: '–' if pd.isna(v) or str(v).strip() in ('', 'None') else ' '.join(str(v).split())[:80]
-    ok = ok.assign(manufacturer=ok.manufacturer.str[:40], implant=ok.implant.map({True: 'yes', False: 'no'}), photometric=[{'L': 'grey picture', 'RGB': 'RGB picture'}.get(p, p) for p in ok.photometric], side_view=(ok.laterality + ' ' + ok['view']).str.strip(), syntax=[UID(t).name if t else k.upper() for t, k in zip(ok.transfer_syntax, ok.kind)], bits=[f'{b:.0f}' for b in ok.bits])
+    ok = ok.assign(manufacturer=ok.manufacturer.str[:40], implant=ok.implant.map({True: 'yes', False: 'no'}), photometric=[{'L': 'grey picture', 'RGB': 'RGB picture'}.get(p, p) for p in ok.photometric], side_view=(ok.laterality + ' ' + ok['view']).str.strip(), syntax=[re.sub(r' \(Process.*| Image Compression', '', UID(t).name) if t else k.upper() for t, k in zip(ok.transfer_syntax, ok.kind)], bits=[f'{b:.0f}' for b in ok.bits])
     sets = range(1, int(files['set'].max()) + 1) if len(files) else []
     tables = {}
     for column, title in QUESTIONS.items():
@@ -268,7 +269,7 @@ def page(c: Census) -> str:  # HTML that needs nothing beside it
     return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><meta name="robots" content="noindex">'
             '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src \'unsafe-inline\'; form-action \'none\'; base-uri \'none\'">'
             f'<title>What is there</title><style>{LOOK}</style></head>\n<body><h1>What is there: {len(c.files)} files, {n} images that can be read</h1>\n<div class="tables">{parts}</div>\n'
-            f'<h2>{len(c.pictures)} of {n} images, drawn by chance</h2><p>Outside of the breast everything is cleared; where no breast is found, the picture is coarse on purpose. What is burnt into the breast itself no program removes.</p>\n<main>{figures}</main></body></html>\n')
+            f'<h2>{len(c.pictures)} of {n} images{", drawn by chance" * (len(c.pictures) < n)}</h2><p>Outside of the breast everything is cleared; where no breast is found, the picture is coarse on purpose. What is burnt into the breast itself no program removes.</p>\n<main>{figures}</main></body></html>\n')
 
 # %% ../nbs/19_census.ipynb #6f7756cc
 OWNS = [FILES[k] for k in ('census', 'census_report', 'census_page', 'census_files', 'census_duplicates')]
