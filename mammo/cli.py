@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'PRESETS', 'SAME_FLAG', 'PLACES_THAT_REFUSE', 'DemoConfig', 'train_density', 'train_spine', 'train_chest',
            'tune', 'predict', 'embed', 'embeddings_baselines', 'phantom', 'demo', 'seeds', 'validate', 'evidence',
-           'gradcam', 'report_pack', 'eval_export', 'card', 'explore', 'gallery', 'ensemble_spine', 'usage', 'parse',
-           'main']
+           'gradcam', 'report_pack', 'eval_export', 'card', 'explore', 'gallery', 'datasets', 'audit', 'ensemble_spine',
+           'usage', 'parse', 'main']
 
 # %% ../nbs/63_cli.ipynb #a866df83
 import difflib
@@ -18,7 +18,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
-from .config import BaselinesConfig, CardConfig, EmbedConfig, EnsembleConfig, EvalExportConfig, EvidenceConfig, ExploreConfig, GalleryConfig, GradcamConfig, PhantomConfig, PredictConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
+from .config import AuditConfig, BaselinesConfig, CardConfig, DatasetsConfig, EmbedConfig, EnsembleConfig, EvalExportConfig, EvidenceConfig, ExploreConfig, GalleryConfig, GradcamConfig, PhantomConfig, PredictConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
 from .core import ConfigError, DataError, MammoError
 from .phases import RECIPES, recipe_defaults
 
@@ -172,6 +172,19 @@ def gallery(cfg: GalleryConfig) -> None:
     from mammo.recipes.all import study_data
     print(gallery(cfg, study_data).file('gallery'))
 
+# %% ../nbs/63_cli.ipynb #e956e4ad
+def datasets(cfg: DatasetsConfig) -> None:
+    "data sets that are known by name: licence, size, address, an example"
+    from mammo.datasets import catalogue_text
+    print(catalogue_text(cfg.name), end='')
+
+
+def audit(cfg: AuditConfig) -> None:
+    "what is in a folder of images: counts, refusals, duplicates, label conflicts, thumbnails"
+    from mammo.census import census
+    run = census(cfg)
+    print(run.file('census_report').read_text(encoding='utf-8') + f'\n{run.file("census_page")}')
+
 # %% ../nbs/63_cli.ipynb #e2618591
 def ensemble_spine(cfg: EnsembleConfig) -> None:
     "several spine models as one: mirror images, weights and threshold from val, table and submission"
@@ -187,7 +200,7 @@ COMMANDS = {'embed': (embed, EmbedConfig), 'embeddings-baselines': (embeddings_b
             'phantom': (phantom, PhantomConfig), 'demo': (demo, DemoConfig),
             'seeds': (seeds, SeedsConfig), 'validate': (validate, ValidateConfig), 'evidence': (evidence, EvidenceConfig), 'card': (card, CardConfig),
             'gradcam': (gradcam, GradcamConfig), 'report-pack': (report_pack, ReportPackConfig), 'eval-export': (eval_export, EvalExportConfig),
-            'explore': (explore, ExploreConfig), 'gallery': (gallery, GalleryConfig)}
+            'explore': (explore, ExploreConfig), 'gallery': (gallery, GalleryConfig), 'datasets': (datasets, DatasetsConfig), 'audit': (audit, AuditConfig)}
 
 PRESETS = {'train-spine': {'classes': 'spine', 'outdir': 'outputs/spine'}, 'train-chest': {'classes': 'chest', 'outdir': 'outputs/chest'}}
 

@@ -6,9 +6,10 @@
 __all__ = ['FREE', 'PLACES', 'at_least', 'flag', 'DataConfig', 'ImageConfig', 'BackboneConfig', 'ModelConfig', 'AugmentConfig',
            'BalanceConfig', 'OptimConfig', 'BaseRunConfig', 'RunConfig', 'TrainConfig', 'PredictConfig',
            'PhantomConfig', 'EmbedImageConfig', 'EmbedModelConfig', 'EmbedRunConfig', 'MapsConfig', 'EmbedConfig',
-           'BaselinesConfig', 'SeedsConfig', 'EvidenceConfig', 'ValidateConfig', 'CardConfig', 'GradcamConfig',
-           'ReportPackConfig', 'EvalExportConfig', 'ExploreConfig', 'GalleryConfig', 'EnsembleConfig', 'TuneRunConfig',
-           'SearchConfig', 'TuneConfig', 'flat', 'unflat', 'fingerprint', 'differences']
+           'BaselinesConfig', 'SeedsConfig', 'EvidenceConfig', 'ValidateConfig', 'CardConfig', 'DatasetsConfig',
+           'AuditConfig', 'GradcamConfig', 'ReportPackConfig', 'EvalExportConfig', 'ExploreConfig', 'GalleryConfig',
+           'EnsembleConfig', 'TuneRunConfig', 'SearchConfig', 'TuneConfig', 'flat', 'unflat', 'fingerprint',
+           'differences']
 
 # %% ../nbs/01_config.ipynb #baa98fe9
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -426,6 +427,33 @@ class CardConfig:
     "What `mammography card` is told."
     run: Path                 # A finished run directory
     out: Path | None = None   # Gets model_card.md, claim_tripod.md and claim_tripod.csv; default: the run directory itself
+
+# %% ../nbs/01_config.ipynb #60b06544
+@dataclass
+class DatasetsConfig:
+    "What `mammography datasets` is told."
+    name: str = ''   # One of them, as --dataset takes it; default: all
+
+
+@dataclass
+class AuditConfig:
+    "What `mammography audit` is told."
+    dicom_root: tuple[Path, ...]              # Folders that are looked at, each a data set of its own
+    csv: tuple[Path, ...] = ()                # Tables of labels, one a folder in the same order; default: the publisher's, where the folder is a public data set
+    dataset: str = ''                         # Name of an adapter, for all folders; found from columns and files when empty
+    outdir: Path = Path('outputs/audit')      # Gets audit.html, audit.md, audit.json, files.csv and duplicates.csv
+    images: int = 60                          # Thumbnails on the page, drawn with --seed
+    pixels: bool = True                       # Decode every image; --no-pixels reads headers only: no duplicates, no thumbnails
+    seed: int = 42                            # Of the draw
+    keep: tuple[str, ...] = ()                # Reasons of refusal to let through: implant magnification
+    max_file_mb: float = 512                  # Larger files are refused before they are read, MiB
+    max_megapixels: float = 80                # Images of more pixels are refused before they are decoded
+    num_workers: int = -1                     # Decoding processes; -1 = chosen by the machine, 0 = none
+    overwrite: bool = False                   # Replace the audit of other folders or with other settings
+
+    def __post_init__(self):
+        at_least(self, images=0, seed=0, max_file_mb=0, max_megapixels=0, num_workers=-1)
+        if self.csv and len(self.csv) != len(self.dicom_root): raise ConfigError(f'names {len(self.csv)} tables for {len(self.dicom_root)} folders', 'Give one a folder, in the same order, or none.', where='--csv')
 
 # %% ../nbs/01_config.ipynb #46733748
 @dataclass

@@ -86,7 +86,8 @@ FILES = dict(config='config.json', summary='summary.json', history='train_histor
              sheet='claim_tripod.md', sheet_table='claim_tripod.csv', comments='comments.csv', gallery='index.html', gallery_data='gallery.json', gallery_picture='pictures/{role}.jpg',
              study='study.json', study_page='study.md', journal='study_journal.log', trials='trials.csv', trial_folder='trials/trial_{role}', trial='optuna_trial.json', trial_log='ray_hpo_{role}.jsonl',
              phase='phase_{role}', thresholds='thresholds.json', phases='phases.csv', seed_checkpoint='checkpoints/{role}_best.pth', training_log='checkpoints/training_logs/{role}_log.csv',
-             eval_summary='eval_summary.csv', per_label='eval_per_label_auroc.csv', confusion_template='confusion_template.csv', snapshot='config_snapshot.json')
+             eval_summary='eval_summary.csv', per_label='eval_per_label_auroc.csv', confusion_template='confusion_template.csv', snapshot='config_snapshot.json',
+             census='audit.json', census_report='audit.md', census_page='audit.html', census_files='files.csv', census_duplicates='duplicates.csv')
 
 # %% ../nbs/02_runs.ipynb #559b5c76
 def artefact(kind: str,          # A key of `FILES`

@@ -47,6 +47,8 @@ REASONS = {
     'patient_conflict': 'an exam with images of different patients: all its images dropped',
     'patient_unknown': 'no patient is known: each image counts as a patient of its own',
     'look_alike': 'images of unknown patients that look alike: they count as one patient',
+    'split_conflict': 'training images of a patient who stands in the publisher\'s test set too: left out',
+    'other_edition': 'densities of an earlier edition of BI-RADS: 1 to 4 are not quite today\'s A to D',
     'held_out': 'test images of the publisher, left out of cross-validation',
     'duplicate': 'the same file as another one, which is kept',
     'duplicate_conflict': 'the same file under different patients or labels: all of them dropped',

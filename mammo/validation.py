@@ -30,7 +30,8 @@ from .fusion import Side, rows_of
 from .ingest import open_pixels
 from .likeness import unlike
 from .loading import Images
-from .manifest import DENSITY, DataSet, label_columns, load_dataset, select_readable
+from .datasets import load_dataset
+from .manifest import DENSITY, DataSet, label_columns, select_readable
 from .metrics import METRICS, evaluate, patient_index, resample_counts, statistic_for
 from .objectives import Binary
 from .pipeline import answer, load_run

@@ -16,7 +16,8 @@ from pydicom.uid import DigitalMammographyXRayImageStorageForPresentation as MG,
 from mammo import manifest as mf
 from mammo import scan as sc
 from mammo.core import ConfigError, DataError, pseudonym
-from mammo.manifest import density_classificacao, image_csv, load_dataset, manifest_record, scan, select_readable, unlabelled
+from mammo.datasets import load_dataset
+from mammo.manifest import density_classificacao, image_csv, manifest_record, scan, select_readable, unlabelled
 
 KEY = b'a fixed key for all of the tests'
 DATA = Path(__file__).parents[1].parent / 'shared' / 'data'
