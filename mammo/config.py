@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FREE', 'PLACES', 'at_least', 'flag', 'DataConfig', 'ImageConfig', 'BackboneConfig', 'ModelConfig', 'AugmentConfig',
            'BalanceConfig', 'OptimConfig', 'BaseRunConfig', 'RunConfig', 'TrainConfig', 'PredictConfig',
-           'PhantomConfig', 'EmbedImageConfig', 'EmbedModelConfig', 'EmbedRunConfig', 'MapsConfig', 'EmbedConfig',
-           'BaselinesConfig', 'SeedsConfig', 'EvidenceConfig', 'ValidateConfig', 'CardConfig', 'GradcamConfig',
-           'ReportPackConfig', 'EvalExportConfig', 'ExploreConfig', 'GalleryConfig', 'EnsembleConfig', 'TuneRunConfig',
-           'SearchConfig', 'TuneConfig', 'flat', 'unflat', 'fingerprint', 'differences']
+           'ReidentifyConfig', 'PhantomConfig', 'EmbedImageConfig', 'EmbedModelConfig', 'EmbedRunConfig', 'MapsConfig',
+           'EmbedConfig', 'BaselinesConfig', 'SeedsConfig', 'EvidenceConfig', 'ValidateConfig', 'CardConfig',
+           'GradcamConfig', 'ReportPackConfig', 'EvalExportConfig', 'ExploreConfig', 'GalleryConfig', 'EnsembleConfig',
+           'TuneRunConfig', 'SearchConfig', 'TuneConfig', 'flat', 'unflat', 'fingerprint', 'differences']
 
 # %% ../nbs/01_config.ipynb #baa98fe9
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -47,6 +47,7 @@ class DataConfig:
     max_file_mb: float = 512               # Larger files are refused before they are read, MiB
     max_megapixels: float = 80             # Images of more pixels are refused before they are decoded
     keep: tuple[str, ...] = ()             # Reasons of refusal to let through: implant magnification
+    pseudonymise: bool = False             # Accession numbers, names of files and folders as keyed hashes in all that is written; mammography reidentify brings them back
 
     def __post_init__(self):
         for name in ('val_split', 'test_split', 'cal_split'):
@@ -259,10 +260,20 @@ class PredictConfig:
     device: str = 'auto'                                   # auto cpu cuda mps
     num_workers: int = -1                                  # Decoding processes; -1 = chosen by the machine
     keep: tuple[str, ...] = ()                             # Reasons of refusal to let through: implant magnification
+    pseudonymise: bool = False                             # Names of exams, files and folders as keyed hashes; of itself where the run was trained so
     max_file_mb: float = 512                               # Larger files are refused before they are read, MiB
     max_megapixels: float = 80                             # Images of more pixels are refused before they are decoded
 
     def __post_init__(self): at_least(self, batch_size=1, num_workers=-1, max_file_mb=0, max_megapixels=0)
+
+
+@dataclass
+class ReidentifyConfig:
+    "What `mammography reidentify` is told."
+    csv: Path                                # A table made with --pseudonymise, e.g. val_predictions.csv
+    out: Path                                # Gets the same table with the names
+    known: tuple[Path, ...] = ()             # What names there are: the table of labels (.csv), the folder of the images
+    key_file: Path | None = None             # The key that the table was made with; default: MAMMO_KEY_FILE, then the user's own
 
 
 @dataclass

@@ -26,7 +26,7 @@ from .likeness import unlike
 from .loading import Images
 from .manifest import DataSet, unlabelled
 from .pipeline import answer, load_run
-from .runs import atomic, find_run
+from .runs import atomic, find_run, load_config
 from .training import Learner
 
 # %% ../nbs/39_prediction.ipynb #d069ac8c
@@ -58,7 +58,7 @@ def predict(cfg: PredictConfig) -> pd.DataFrame:  # As written to `cfg.out`
     learners, ckpt = load_run(run, cfg.device, cfg.precision)
     table, learner = features_for(cfg, ckpt), next(iter(learners.values()))
     keep, workers = tuple(sorted({*ckpt['keep'], *cfg.keep})), None if cfg.num_workers < 0 else cfg.num_workers
-    data = unlabelled(cfg.input, options=ReadOptions(keep=keep, limits=limits), workers=workers)
+    data = unlabelled(cfg.input, options=ReadOptions(keep=keep, limits=limits), workers=workers, pseudonymise=cfg.pseudonymise or load_config(run).get('pseudonymise', False))
     if not len(data.manifest) and not data.audit: raise ConfigError('holds no file', 'Give a folder with images, or files.', where='--input ' + ' '.join(map(str, cfg.input[:3])))
     with tempfile.TemporaryDirectory() as store:
         pixels = open_pixels(data.manifest, Prep.from_dict(ckpt['prep']), 'disk', store, workers, keep, limits)
