@@ -187,8 +187,9 @@ def _header(ds: Dataset, lay: Layout, key: bytes | None, notes: list[str]) -> He
     acquired = _date(_word(ds, 'AcquisitionDate')) or _date(_word(ds, 'StudyDate'))
     ts, study = _syntax(ds), pseudonym(_word(ds, 'StudyInstanceUID'), key)[1:]
     implant, sex = _word(ds, 'BreastImplantPresent').upper(), _word(ds, 'PatientSex').upper()
+    intent = i if (i := _intent(ds)) in ('FOR PRESENTATION', 'FOR PROCESSING') else ''  # any other text is somebody's remark
     sop, hashed = pseudonym(_word(ds, 'SOPInstanceUID'), key)[1:], lambda letter, name: (p := pseudonym(_word(ds, name), key)[1:]) and letter + p
-    return Header(lay.rows, lay.columns, lay.stored, _spacing(ds, notes), laterality, view, modifiers, _intent(ds), _word(ds, 'Manufacturer'),
+    return Header(lay.rows, lay.columns, lay.stored, _spacing(ds, notes), laterality, view, modifiers, intent, _word(ds, 'Manufacturer'),
                   _word(ds, 'ManufacturerModelName'), _word(ds, 'Modality').upper(), hashed('H', 'InstitutionName'), pseudonym(_word(ds, 'PatientID'), key),
                   hashed('A', 'AccessionNumber') or (study and 'E' + study), sop and 'S' + sop, {'YES': True, 'NO': False}.get(implant), acquired[:4],
                   _age(ds, acquired), sex if sex in ('M', 'F', 'O') else '', lay.photometric, ts, 'dicom', DECODERS.get(ts, ''))

@@ -39,7 +39,7 @@ def fabric_of(cfg: RunConfig) -> lf.Fabric:
 
 def prep_of(cfg: ImageConfig) -> Prep:
     "The preprocessing that the settings ask for."
-    return Prep(size=cfg.img_size, fit=cfg.fit, region=cfg.region, bits=cfg.store_bits, stretch=cfg.stretch, voi=cfg.voi, window=cfg.window)
+    return Prep(size=cfg.img_size, fit=cfg.fit, region=cfg.region, bits=cfg.store_bits, stretch=cfg.stretch, voi=cfg.voi, window=cfg.window, mask_text=cfg.mask_text and cfg.region == 'full')
 
 
 def read_options(cfg: TrainConfig | EmbedConfig) -> ReadOptions:

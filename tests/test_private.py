@@ -66,40 +66,43 @@ def plant(path: Path, who: int) -> None:
 
 
 FOUND = re.compile('|'.join([MARK, PEN.replace('.', r'\.'), r'(?<![\d.])' + DAY + r'[01]\d[0-3]\d(?!\d)', DAY + '-[01][0-9]-[0-3][0-9]', r'7700770\.\d', r'\.770077']).encode(), re.IGNORECASE)
+QUICK = (MARK.lower().encode(), b'770077', DAY.encode())   # one of them stands in every marker
 
 
 def unpacked(data: bytes, name: str, depth: int = 3):
-    "The bytes of a file and of all that is packed inside it: zip (also .pth, .npz), PNG text, data URIs, gzip, UTF-16."
+    "The bytes of a file and of all that is packed inside it: zip (also .pth, .npz), PNG text, data URIs, gzip, wide text."
     yield name, data
     if not depth: return
     if zipfile.is_zipfile(io.BytesIO(data)):
         with zipfile.ZipFile(io.BytesIO(data)) as z:
             yield f'{name}!names', ' '.join(i.filename + str(i.comment) for i in z.infolist()).encode()
-            for i in z.infolist(): yield from unpacked(z.read(i), f'{name}!{i.filename}', depth - 1)
+            for i in z.infolist():
+                if i.compress_type != zipfile.ZIP_STORED: yield from unpacked(z.read(i), f'{name}!{i.filename}', depth - 1)
     if data[:8] == b'\x89PNG\r\n\x1a\n':
         at = 8
         while at + 12 <= len(data):
             size, kind = int.from_bytes(data[at:at + 4], 'big'), data[at + 4:at + 8]
-            if kind in (b'zTXt', b'iTXt', b'iCCP'):
-                for i in range(at + 8, min(at + 120, at + 8 + size)):
-                    try: yield f'{name}!{kind.decode()}', zlib.decompress(data[i:at + 8 + size])
-                    except zlib.error: pass
+            for i in range(at + 8, min(at + 120, at + 8 + size)) if kind in (b'zTXt', b'iTXt', b'iCCP') else ():
+                try: yield f'{name}!{kind.decode()}', zlib.decompress(data[i:at + 8 + size])
+                except zlib.error: pass
             at += 12 + size
     if data[:2] == b'\x1f\x8b': yield from unpacked(zlib.decompress(data, 31), f'{name}!gz', depth - 1)
-    for m in re.finditer(rb'base64,([A-Za-z0-9+/=]{16,})', data): yield from unpacked(base64.b64decode(m[1] + b'=' * (-len(m[1]) % 4)), f'{name}!data', depth - 1)
-    if MARK[:2].lower().encode() in (plain := data.replace(b'\0', b'')).lower(): yield f'{name}!wide', plain   # UTF-16, UTF-32, NumPy's text
+    if b'base64,' in data:
+        for m in re.finditer(rb'base64,([A-Za-z0-9+/=]{16,})', data): yield from unpacked(base64.b64decode(m[1] + b'=' * (-len(m[1]) % 4)), f'{name}!data', depth - 1)
+    if len(data) < 10 ** 7 and b'\0' in data: yield f'{name}!wide', data.replace(b'\0', b'')   # UTF-16, UTF-32, NumPy's text
 
 
 def leaks(*places: Path | str | bytes, also: str = '') -> list[str]:
     "Where a marker, or a match of `also`, stands: in bytes, in what they pack, or in a file's name."
-    looked = re.compile(FOUND.pattern + (b'|' + also.encode() if also else b''), re.IGNORECASE)
-    found = []
+    looked, found = re.compile(also.encode()) if also else None, []
     for place in places:
         if isinstance(place, (str, bytes)): files = [('text', place.encode() if isinstance(place, str) else place)]
         else: files = [(p.relative_to(place).as_posix(), p.read_bytes()) for p in sorted(place.rglob('*')) if p.is_file()]
         for name, data in files:
             for at, part in [(f'name {name}', name.encode()), *unpacked(data, name)]:
-                if m := looked.search(part): found.append(f'{at}: {part[max(0, m.start() - 40):m.end() + 40]!r}')
+                low = part.lower()
+                m = any(q in low for q in QUICK) and FOUND.search(part) or looked and looked.search(part)
+                if m: found.append(f'{at}: {part[max(0, m.start() - 40):m.end() + 40]!r}')
     return found
 
 
@@ -151,38 +154,53 @@ def spoil(folder: Path) -> list[str]:
     files[0].with_name('text.dcm').write_bytes(b'\0' * 128 + b'DICM' + f'{MARK} no data set at all'.encode() * 20)
     files[0].with_name('half.dcm').write_bytes(files[0].read_bytes()[:9000])
     ds = dcmread(files[0]); ds.add_new(0x00280004, 'CS', f'{MARK}COLOUR'); ds.save_as(files[0].with_name('photometric.dcm'))
-    ds = dcmread(files[0]); ds.add_new(0x00185101, 'CS', f'{MARK}V'); ds.add_new(0x00080068, 'CS', f'{MARK}I'); ds.save_as(files[0].with_name('view.dcm'))
+    ds = dcmread(files[0]); ds.add_new(0x00080068, 'CS', f'{MARK}I'); ds.add_new(0x00280002, 'US', 3); ds.save_as(files[0].with_name('view.dcm'))
     return ['short.dcm', 'bits.dcm', 'syntax.dcm', 'text.dcm', 'half.dcm', 'photometric.dcm', 'view.dcm']
 
 
 SMALL = ('--img-size', '64', '--arch', 'resnet18', '--weights', 'none', '--batch-size', '8', '--num-workers', '0')
 
 
-def everything(mammography, folder: Path, out: Path, *more: str) -> str:
-    "Each command once; what they said."
-    data, said = ('--csv', 'classificacao.csv', '--dicom-root', 'archive'), []
-    def run(*args, check=True):
-        done = mammography(*args, cwd=folder, check=check)
-        said.append(done.stdout + done.stderr)
-    fit = ('--epochs', '1', '--warmup-epochs', '0', '--n-boot', '20', '--val-split', '0.4')
-    run('embed', *data, '--outdir', out / 'emb', *SMALL, '--pca', *more)
-    run('train-density', *data, '--outdir', out / 'run', *SMALL, *fit, *more)
+FIT = ('--epochs', '1', '--warmup-epochs', '0', '--n-boot', '20', '--val-split', '0.4')
+DATA = ('--csv', 'classificacao.csv', '--dicom-root', 'archive')
+
+
+def told(folder: Path, *lines: tuple, code: int = 0) -> str:
+    "What commands write to the terminal; in this process, so that they start at once."
+    import contextlib, io as texts
+    from mammo.cli import main
+    out, here = texts.StringIO(), os.getcwd()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            for line in lines: assert main(list(map(str, line))) == code, out.getvalue()[-2000:]
+    finally: os.chdir(here)
+    return out.getvalue()
+
+
+def lines(out: Path, *more: str) -> dict[str, tuple]:
+    "The commands of a full run."
     result = out / 'run' / 'results'
-    run('predict', '--run', result, '--input', 'archive', '--out', out / 'new' / 'predictions.csv', '--num-workers', '0')
-    run('evidence', '--run', result, '--n-boot', '20', '--num-workers', '0', '--no-probes')
-    run('gradcam', '--run', result, '--images', '4', '--audit-images', '2', '--per', '1', '--n-boot', '20', '--num-workers', '0')
-    run('report-pack', '--run', result, '--assets-dir', out / 'Article' / 'assets', '--per', '1', '--n-boot', '20', '--num-workers', '0')
-    run('eval-export', '--run', result, '--out', out / 'export')
-    run('gallery', '--run', result, '--out', out / 'gallery', '--images', '4', '--num-workers', '0', '--show-names')
-    run('card', '--run', result, '--out', out / 'card')
-    return '\n'.join(said)
+    return {'embed': ('embed', *DATA, '--outdir', out / 'emb', *SMALL, '--pca', *more), 'train': ('train-density', *DATA, '--outdir', out / 'run', *SMALL, *FIT, *more),
+            'predict': ('predict', '--run', result, '--input', 'archive', '--out', out / 'new' / 'predictions.csv', '--num-workers', '0'),
+            'evidence': ('evidence', '--run', result, '--n-boot', '20', '--num-workers', '0'),
+            'gradcam': ('gradcam', '--run', result, '--images', '4', '--audit-images', '2', '--per', '1', '--n-boot', '20', '--num-workers', '0'),
+            'report': ('report-pack', '--run', result, '--assets-dir', out / 'Article' / 'assets', '--per', '1', '--n-boot', '20', '--num-workers', '0'),
+            'export': ('eval-export', '--run', result, '--out', out / 'export'), 'gallery': ('gallery', '--run', result, '--out', out / 'gallery', '--images', '4', '--num-workers', '0', '--show-names'),
+            'card': ('card', '--run', result, '--out', out / 'card'),
+            'baselines': ('embeddings-baselines', '--embeddings-dir', out / 'emb', '--outdir', out / 'base', '--n-boot', '20', '--num-workers', '0'),
+            'validate': ('validate', '--run', result, *DATA, '--out', out / 'other', '--allow-overlap', '--n-boot', '20', '--num-workers', '0', '--min-readable', '0.5'),
+            'cv': ('train-density', *DATA, '--outdir', out / 'cv', *SMALL, *FIT[:-2], '--cv-folds', '2', *more)}
+
+
+QUICKLY = ('embed', 'train', 'predict', 'gradcam', 'export', 'gallery')
 
 
 @pytest.fixture(scope='module')
-def said(mammography, planted):
-    "A full run over the planted files, as it is by default."
+def said(planted):
+    "A run over the planted files, as it is by default."
     spoil(planted)
-    return everything(mammography, planted, planted / 'out', '--min-readable', '0.5')
+    return told(planted, *(lines(planted / 'out', '--min-readable', '0.5')[n] for n in QUICKLY))
 
 
 def test_no_artefact_log_or_figure_names_anybody(said, planted):
@@ -191,6 +209,40 @@ def test_no_artefact_log_or_figure_names_anybody(said, planted):
     assert 'ACC' in (planted / 'out/run/results/val_predictions.csv').read_text()
     assert len([p for p in (planted / 'out').rglob('*') if p.is_file()]) > 60
     assert leaks(planted / 'out', said) == []
+
+
+@pytest.mark.slow
+def test_no_other_command_names_anybody_either(said, planted):
+    "What the quick test leaves out, cross-validation too."
+    more = told(planted, *(l for n, l in lines(planted / 'out', '--min-readable', '0.5').items() if n not in QUICKLY and n != 'validate'))
+    assert leaks(planted / 'out', more) == []
+
+
+NAMES = r'ACC\d\d\d|\d_[LR]_(CC|MLO)\.dcm|short\.dcm|bits\.dcm'
+
+
+def test_pseudonyms_stand_everywhere_and_lead_back(planted, said, tmp_path):
+    "With --pseudonymise no accession number and no name of a file is written, the same names come out of every command, and the key brings them back."
+    spoken = told(planted, *(lines(tmp_path, '--min-readable', '0.5', '--pseudonymise')[n] for n in QUICKLY))
+    assert leaks(tmp_path, spoken, also=NAMES) == []
+    read = lambda p: pd.read_csv(p, dtype=str, keep_default_na=False)
+    val, new, emb = (read(tmp_path / p) for p in ('run/results/val_predictions.csv', 'new/predictions.csv', 'emb/joined.csv'))
+    assert set(val.sample_id) <= set(new.sample_id) == set(emb.sample_id) | set(new.sample_id[new.status == 'refused'])
+    assert set(val.exam_id) <= set(emb.AccessionNumber)
+    told(planted, ('reidentify', '--csv', tmp_path / 'run/results/val_predictions.csv', '--known', 'classificacao.csv', 'archive', '--out', tmp_path / 'named.csv'))
+    named, plain = read(tmp_path / 'named.csv'), read(planted / 'out/emb/joined.csv')
+    assert set(named.sample_id) <= set(plain.sample_id) and set(named.exam_id) <= set(plain.AccessionNumber) and (named.prob_1 == val.prob_1).all()
+    os.environ['MAMMO_KEY_FILE'], own = str(tmp_path / 'another.key'), os.environ['MAMMO_KEY_FILE']
+    try: told(planted, ('reidentify', '--csv', tmp_path / 'run/results/val_predictions.csv', '--known', 'classificacao.csv', 'archive', '--out', tmp_path / 'not.csv'))
+    finally: os.environ['MAMMO_KEY_FILE'] = own
+    assert set(read(tmp_path / 'not.csv').exam_id) == set(val.exam_id), 'another key reveals nothing'
+
+
+@pytest.mark.slow
+def test_pseudonyms_in_all_other_commands(planted, said, tmp_path):
+    "The rest of the commands after a pseudonymised run."
+    spoken = told(planted, *lines(tmp_path, '--min-readable', '0.5', '--pseudonymise').values())
+    assert leaks(tmp_path, spoken, also=NAMES) == []
 
 
 def test_errors_and_their_tracebacks_name_nobody(said, planted, mammography):
@@ -210,3 +262,30 @@ def test_a_reader_that_fails_says_nothing_of_the_patient(said, planted, recwarn)
         try: told.append(repr(read_image(next(planted.rglob(name))).header))
         except DicomError as e: told.append(''.join(traceback.format_exception(e)))
     assert leaks(*told, *(str(w.message) for w in recwarn.list)) == []
+
+
+def test_text_in_the_border_is_masked_for_the_model_and_in_figures(tmp_path):
+    "With --mask-text the ink is gone from the stored pixels and from the pictures of figures, and the store knows another recipe."
+    from PIL import Image, ImageDraw, ImageFont
+    from mammo.breast import Prep
+    from mammo.evidence import Pictures
+    from mammo.ingest import open_pixels
+    y, x = np.mgrid[:512, :400]
+    film = Image.fromarray((110 * np.exp(-((y - 260) ** 2 + (x - 200) ** 2) / 2 / 110 ** 2)).astype(np.uint8))
+    ImageDraw.Draw(film).text((12, 12), 'SILVA ANA', 255, font=ImageFont.load_default(22))
+    film.save(tmp_path / 'film.png')
+    manifest = pd.DataFrame({'path': [str(tmp_path / 'film.png')], 'sample_id': ['film']})
+    plain, masked = (Prep(size=256, region='full', mask_text=m) for m in (False, True))
+    brightest = lambda prep: open_pixels(manifest, prep, 'memory', workers=0, progress=False)[0][:32].max()
+    assert brightest(plain) > 180 > 120 > brightest(masked) and plain.hash != masked.hash
+    assert Pictures([tmp_path / 'film.png'])[0][:48].max() == 1 and Pictures([tmp_path / 'film.png'], mask_text=True)[0][:48].max() < .5
+
+
+def test_every_promise_names_a_test_that_exists():
+    "The page of promises and SECURITY.md point at tests and files that are there."
+    root = Path(__file__).parents[1]
+    page = json.loads((root / 'nbs/guides/promises.ipynb').read_text(encoding='utf-8'))
+    named = sorted(set(re.findall(r'tests/(\w+\.py)::(\w+)', '\n'.join(''.join(c['source']) for c in page['cells']))) - {('test_private.py', 'test_that_nobody_wrote')})
+    assert len(named) > 20
+    assert [n for n in named if not re.search(rf'^def {n[1]}\(', (root / 'tests' / n[0]).read_text(encoding='utf-8'), re.M)] == []
+    assert [p for p in re.findall(r'nbs/[\w/]+\.ipynb', (root / 'SECURITY.md').read_text(encoding='utf-8')) if not (root / p).is_file()] == []
