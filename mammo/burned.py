@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['LONG', 'LEAST', 'LEVELS', 'text_mask', 'without_text']
 
-# %% ../nbs/13_burned.ipynb #476d1778
+# %% ../nbs/13_burned.ipynb #58398cb7
 import numpy as np
 from PIL import Image
 from scipy import ndimage as ndi
 
-# %% ../nbs/13_burned.ipynb #59e2c145
+# %% ../nbs/13_burned.ipynb #1a02e454
 from .core import DataError
 
-# %% ../nbs/13_burned.ipynb #30ed1eaa
+# %% ../nbs/13_burned.ipynb #765fa53b
 LONG, LEAST = 1024, 128   # Long side of the copy that is looked at; in smaller pictures letters have no shape
 LEVELS = (.7, .85, .95)   # Of the picture's own range
 
@@ -35,7 +35,7 @@ def _is_mark(piece: np.ndarray, box: tuple[slice, slice], jump: np.ndarray, shap
     away = min(ys.start, xs.start, shape[0] - ys.stop, shape[1] - xs.stop)
     return away <= .15 * min(shape) and float(np.median(jump[box][piece & ~ndi.binary_erosion(piece)])) >= .4
 
-# %% ../nbs/13_burned.ipynb #72d046b6
+# %% ../nbs/13_burned.ipynb #95c0df16
 def text_mask(img: np.ndarray,   # (H, W) float in [0, 1], as `read_image` gives it
               ) -> np.ndarray:   # (H, W) bool: marks and a rim around them; all False where there is none, or under 128 pixels
     "Where text and markers lie in the border. Raises `DataError` for anything but a grey picture."

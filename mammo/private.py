@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['hidden_path', 'hidden_text', 'hide', 'revealed', 'files_of']
 
-# %% ../nbs/04_private.ipynb #148bf1d9
+# %% ../nbs/04_private.ipynb #e49a45c1
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-# %% ../nbs/04_private.ipynb #bbb5400c
+# %% ../nbs/04_private.ipynb #580b0ae9
 from .core import DataError, pseudonym, user_key
 
-# %% ../nbs/04_private.ipynb #3bab4859
+# %% ../nbs/04_private.ipynb #81eb42e4
 _KIND = re.compile(r'(.+)(\.(?:dcm|dicom|png|jpe?g|pgm|tiff?|csv))', re.IGNORECASE)
 
 
@@ -27,7 +27,7 @@ def hidden_path(path: str,         # Relative, with forward slashes; one name is
     names = [*parts[:-1], kind[1]] if kind else parts
     return '/'.join(pseudonym(p, key) for p in names) + (kind[2].lower() if kind else '')
 
-# %% ../nbs/04_private.ipynb #fb363466
+# %% ../nbs/04_private.ipynb #39d3fdc2
 _WORD = re.compile(r"[^\s'\"(),;:=\[\]{}]+")
 _HARMLESS = re.compile(r'\d{1,5}([.,]\d+)?|1\.2\.840\.10008[\d.]*|P[0-9a-f]{12}.*|I?P[0-9a-f]{12}.*|[\d.]+[%×]?')
 
@@ -45,7 +45,7 @@ def hidden_text(text: str,             # A sentence of an audit
     for name in sorted((k for k in known if re.search(r'\W', k)), key=len, reverse=True): text = text.replace(name, pseudonym(name, key))
     return _WORD.sub(word, text)
 
-# %% ../nbs/04_private.ipynb #6781d8b9
+# %% ../nbs/04_private.ipynb #d0ff5245
 def hide(frame: 'pd.DataFrame',    # `exam`, `exam_id`, `sample`, `rel_path`; changed in a copy. `path` stays, since files are read by it
          audit: list[dict],        # Rows of `scan.audit_row`, changed in place
          key: bytes,               # From `core.user_key`
@@ -61,7 +61,7 @@ def _anywhere(path: str, key: bytes) -> str:
     "As `hidden_path`, for whatever an audit calls a path."
     return hidden_path('/'.join(p for p in PurePosixPath(path.replace('\\', '/')).parts if p not in ('/', '..')), key)
 
-# %% ../nbs/04_private.ipynb #e5168fbf
+# %% ../nbs/04_private.ipynb #e79a9d37
 _PSEUDONYM = re.compile(r'(?<![0-9A-Za-z])I?[PAEHS]([0-9a-f]{12})(?![0-9a-f])')
 
 
@@ -76,7 +76,7 @@ def revealed(texts: Iterable[object],  # Cells of a table
         return behind.get(m[1], m[0])
     return [_PSEUDONYM.sub(name, t) if isinstance(t, str) else t for t in texts], *lost
 
-# %% ../nbs/04_private.ipynb #f2b359fd
+# %% ../nbs/04_private.ipynb #3ab866c3
 def files_of(root: str | Path,             # Where the relative paths start
              paths: Iterable[str],         # As a table has them, hidden or not
              key: bytes | None = None,     # Default: the user's own
