@@ -26,6 +26,7 @@ from .descriptors import describe_all, descriptor_names
 from .dicom import Limits
 from .fusion import FeatureTable, load_features
 from .ingest import open_pixels
+from .private import files_of
 from .runs import RunDir, artefact, flat_run, logged
 from .splits import group_folds, without_test
 
@@ -99,7 +100,7 @@ def describe_images(t: FeatureTable,
                     ) -> tuple[np.ndarray, list[dict]]:  # (N, F) float32, NaN where it failed; and what failed
     "Descriptors of the images of a feature table. Raises `DataError` where more than one in twenty cannot be described."
     root = Path(root or t.summary['image_root'])
-    manifest = rows.assign(path=[str(root / p) for p in rows.ImagePath])
+    manifest = rows.assign(path=list(map(str, files_of(root, rows.ImagePath))))
     limits = Limits(file_mb=t.summary['max_file_mb'], pixels=int(t.summary['max_megapixels'] * 1e6))
     pixels = open_pixels(manifest, Prep.from_dict(t.summary['prep'] | {'size': 512, 'fit': 'pad'}), 'disk', cache, workers, tuple(t.summary['keep']), limits)
     ok = pixels.report.frame.ok.to_numpy(bool)

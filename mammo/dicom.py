@@ -47,8 +47,8 @@ class Header:
     view_modifiers: tuple[str, ...] = ()          # As in CID 4015: `ID`, `M`, `S`, `RL`, …
     intent: str = ''                              # `FOR PRESENTATION`, `FOR PROCESSING` or empty
     manufacturer: str = ''; model: str = ''; modality: str = ''; site: str = ''
-    patient_key: str = ''; exam_id: str = ''; sop_key: str = ''  # Pseudonym; accession number, else a keyed hash of the study; keyed hash of the object
-    implant: bool | None = None; acquired: str = ''; age: float | None = None; sex: str = ''  # None: unknown; YYYY-MM-DD; years; M, F or O
+    patient_key: str = ''; exam_id: str = ''; sop_key: str = ''  # Keyed hashes: of the patient; of the accession number, else of the study; of the object
+    implant: bool | None = None; acquired: str = ''; age: float | None = None; sex: str = ''  # None: unknown; the year alone; years; M, F or O
     photometric: str = ''; transfer_syntax: str = ''; kind: str = ''; decoder: str = ''       # `kind`: dicom, png, jpeg, pgm or tiff
 
     def to_dict(self) -> dict: return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -187,10 +187,11 @@ def _header(ds: Dataset, lay: Layout, key: bytes | None, notes: list[str]) -> He
     acquired = _date(_word(ds, 'AcquisitionDate')) or _date(_word(ds, 'StudyDate'))
     ts, study = _syntax(ds), pseudonym(_word(ds, 'StudyInstanceUID'), key)[1:]
     implant, sex = _word(ds, 'BreastImplantPresent').upper(), _word(ds, 'PatientSex').upper()
-    sop = pseudonym(_word(ds, 'SOPInstanceUID'), key)[1:]
-    return Header(lay.rows, lay.columns, lay.stored, _spacing(ds, notes), laterality, view, modifiers, _intent(ds), _word(ds, 'Manufacturer'),
-                  _word(ds, 'ManufacturerModelName'), _word(ds, 'Modality').upper(), _word(ds, 'InstitutionName'), pseudonym(_word(ds, 'PatientID'), key),
-                  _word(ds, 'AccessionNumber') or (study and 'E' + study), sop and 'S' + sop, {'YES': True, 'NO': False}.get(implant), acquired,
+    intent = i if (i := _intent(ds)) in ('FOR PRESENTATION', 'FOR PROCESSING') else ''  # any other text is somebody's remark
+    sop, hashed = pseudonym(_word(ds, 'SOPInstanceUID'), key)[1:], lambda letter, name: (p := pseudonym(_word(ds, name), key)[1:]) and letter + p
+    return Header(lay.rows, lay.columns, lay.stored, _spacing(ds, notes), laterality, view, modifiers, intent, _word(ds, 'Manufacturer'),
+                  _word(ds, 'ManufacturerModelName'), _word(ds, 'Modality').upper(), hashed('H', 'InstitutionName'), pseudonym(_word(ds, 'PatientID'), key),
+                  hashed('A', 'AccessionNumber') or (study and 'E' + study), sop and 'S' + sop, {'YES': True, 'NO': False}.get(implant), acquired[:4],
                   _age(ds, acquired), sex if sex in ('M', 'F', 'O') else '', lay.photometric, ts, 'dicom', DECODERS.get(ts, ''))
 
 # %% ../nbs/10_dicom.ipynb #54c50261

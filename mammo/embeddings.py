@@ -212,7 +212,7 @@ def _extract(run: RunDir, data: DataSet, cfg: EmbedConfig, encoder: Encoder, rec
 def _root(manifest: pd.DataFrame) -> str:
     "The folder at which `ImagePath` begins."
     first = manifest.iloc[0]
-    return os.path.normpath(first.path.removesuffix(first.rel_path))
+    return str(Path(first.path).parents[len(Path(first.rel_path).parts) - 1])
 
 
 def _summary(cfg: EmbedConfig, encoder: Encoder, m: Material, record: dict) -> dict:

@@ -225,7 +225,7 @@ def new_answers(cfg: EnsembleConfig,
 def asked(cfg: EnsembleConfig, group: list[Member]) -> DataSet:
     "The files of `--input`. Raises `ConfigError` where there is none."
     keep, limits, workers = _reading(cfg, group)
-    data = unlabelled(cfg.input, options=ReadOptions(keep=keep, limits=limits), workers=workers)
+    data = unlabelled(cfg.input, options=ReadOptions(keep=keep, limits=limits), workers=workers, pseudonymise=any(m.settings.data.pseudonymise for m in group))
     if not len(data.manifest) and not data.audit: raise ConfigError('holds no file', 'Give a folder with images, or files.', where='--input ' + ' '.join(map(str, cfg.input[:3])))
     return data
 

@@ -30,7 +30,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 # %% ../nbs/15_ingest.ipynb #85d34c0b
-from . import breast, dicom, grey, jobs
+from . import breast, burned, dicom, grey, jobs
 from .breast import Prep, prepare
 from .core import ConfigError, DataError, MammoError, file_stamp, hash_file, stable_hash
 from .dicom import DicomError, Limits, NotEligible, ReadOptions, read_image
@@ -39,7 +39,7 @@ from .runs import atomic, json_ready
 # %% ../nbs/15_ingest.ipynb #98398bd5
 LIBRARIES = ('pydicom', 'python-gdcm', 'pylibjpeg-openjpeg', 'pillow', 'numpy', 'scipy')
 FORMAT = 1  # of an entry in the store
-_DECIDES = (grey, dicom, breast)  # modules whose code decides about pixels
+_DECIDES = (grey, dicom, breast, burned)  # modules whose code decides about pixels
 
 # %% ../nbs/15_ingest.ipynb #8a81c043
 @cache

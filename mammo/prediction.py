@@ -58,7 +58,7 @@ def predict(cfg: PredictConfig) -> pd.DataFrame:  # As written to `cfg.out`
     learners, ckpt = load_run(run, cfg.device, cfg.precision)
     table, learner = features_for(cfg, ckpt), next(iter(learners.values()))
     keep, workers = tuple(sorted({*ckpt['keep'], *cfg.keep})), None if cfg.num_workers < 0 else cfg.num_workers
-    data = unlabelled(cfg.input, options=ReadOptions(keep=keep, limits=limits), workers=workers)
+    data = unlabelled(cfg.input, options=ReadOptions(keep=keep, limits=limits), workers=workers, pseudonymise=cfg.pseudonymise or load_config(run).get('pseudonymise', False))
     if not len(data.manifest) and not data.audit: raise ConfigError('holds no file', 'Give a folder with images, or files.', where='--input ' + ' '.join(map(str, cfg.input[:3])))
     if load_config(run).get('classes', 'density') not in ('density', 'binary'): data = _own_exams(data)
     with tempfile.TemporaryDirectory() as store:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 # %% ../nbs/11_scan.ipynb #ce60e169
 from . import dicom, grey, jobs
-from .core import ConfigError, DataError, MammoError, file_stamp, hash_file, stable_hash, user_key
+from .core import ConfigError, DataError, MammoError, file_stamp, hash_file, pseudonym, stable_hash, user_key
 from .dicom import NotEligible, ReadOptions, read_header
 
 # %% ../nbs/11_scan.ipynb #41997520
@@ -192,7 +192,7 @@ def locate(text: str,           # A path in a table, with either slash
 
 # %% ../nbs/11_scan.ipynb #85e00348
 MANY = 200          # files from which worker processes and a progress bar pay
-SCAN_VERSION = 1    # of the records below
+SCAN_VERSION = 2    # of the records below
 
 
 def _scan_one(path: str, key: bytes, options: ReadOptions) -> dict:
@@ -327,6 +327,7 @@ def scan_listed(frame: 'pd.DataFrame',  # One row a file: `path`, `rel_path` and
     frame = pd.concat([frame, header.drop(columns=[c for c in header if c in frame])], axis=1)[(found.reason == '').to_numpy()]
     text = lambda c: plain_texts(frame[c]) if c in frame else [''] * len(frame)
     for c in GIVEN: frame[c] = [a or b for a, b in zip(frame[c], text(f'header_{c}'))]
+    told = {pseudonym(e, key)[1:]: e for e in {*frame.exam} - {''}}  # a header's accession number is a hash; the source may have said it in the open
     frame['view_modifier'] = ['+'.join(v) if isinstance(v, (list, tuple)) else '' for v in frame.get('view_modifiers', [])]
     return frame.assign(laterality=[side(s) for s in frame.laterality], view=[v.upper() for v in frame.view], patient_key=text('patient_key'),
-                        exam_id=[a or b for a, b in zip(frame.exam, text('exam_id'))])
+                        exam_id=[a or told.get(b[1:], b) for a, b in zip(frame.exam, text('exam_id'))])

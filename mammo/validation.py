@@ -112,7 +112,7 @@ def site_data(cfg: ValidateConfig, task: Task, options: ReadOptions,
         there = replace(own, data=replace(own.data, csv=cfg.csv, dicom_root=cfg.dicom_root, dataset=cfg.dataset, subset=0, keep=options.keep), run=replace(own.run, num_workers=cfg.num_workers))
         return in_terms_of(task, data_of(there), f'--csv {cfg.csv}' if cfg.csv else f'--dicom-root {cfg.dicom_root}')
     kw = {'task': task} if task.kind == 'multilabel' else {'include_class_5': True} if '5' in task.labels else {}
-    data = load_dataset(cfg.dataset, cfg.csv, cfg.dicom_root, workers=None if cfg.num_workers < 0 else cfg.num_workers, options=options, **kw)
+    data = load_dataset(cfg.dataset, cfg.csv, cfg.dicom_root, workers=None if cfg.num_workers < 0 else cfg.num_workers, options=options, pseudonymise=bool(own and own.data.pseudonymise), **kw)
     return in_terms_of(task, data, f'--csv {cfg.csv}' if cfg.csv else f'--dicom-root {cfg.dicom_root}')
 
 
