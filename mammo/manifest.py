@@ -22,7 +22,7 @@ import pandas as pd
 
 from .core import ConfigError, DataError, Task, pseudonym, user_key
 from .dicom import NOT_ELIGIBLE
-from .scan import (GIVEN, LOST, NAMES, REASONS, SERIOUS, audit_row, find_column, find_images, image_folder, locate, plain_texts, read_table,
+from .scan import (GIVEN, LOST, NAMES, REASONS, SERIOUS, audit_row, find_column, find_images, image_folder, located, plain_texts, read_table,
                         relative_path, safe_text, scan, scan_listed, usual_place)
 
 # %% ../nbs/12_manifest.ipynb #93ed3b9c
@@ -287,7 +287,7 @@ def image_csv(csv: str | Path,                       # Table with a path and a l
     table, where, home = read_table(csv), f'--csv {csv}', Path(csv).parent
     if not (path := find_column(table, 'path')): raise ConfigError(f'columns are {", ".join(table.columns)}', 'It needs a column path.', where=where)
     places = [image_folder(dicom_root), home] if dicom_root else [home]
-    files = pd.DataFrame({'path': [locate(p, places) for p in table[path]]})
+    files = pd.DataFrame({'path': located(table, path, places, where)})
     for c in ('patient', 'exam', 'laterality', 'view', 'age', 'sex', 'site', 'manufacturer'): files[c] = table[find_column(table, c)] if find_column(table, c) else ''
     if (c := find_column(table, 'sample')) and table[c].is_unique: files['sample'] = table[c]
     findings = findings or (task.labels if task and task.kind == 'multilabel' else ())
@@ -310,7 +310,7 @@ def mini_mias(csv: str | Path,                       # density.csv with id, file
     places = [image_folder(dicom_root), home] if dicom_root else [home]
     files = table.rename(columns={'id': 'sample', 'density_FGD': 'label', 'side': 'laterality'})[['sample', 'label', 'laterality', 'patient']]
     exam = files.groupby('patient')['sample'].transform('min').where(files.patient != '', '')
-    return assemble('mini-mias', MIAS, files.assign(path=[locate(f, places) for f in table.file], view='MLO', exam=exam), places[0], **how)
+    return assemble('mini-mias', MIAS, files.assign(path=located(table, 'file', places, f'--csv {csv}'), view='MLO', exam=exam), places[0], **how)
 
 
 def class_folders(dicom_root: str | Path,     # <class>/…/<image>; below a class, a folder is taken for a patient
@@ -343,7 +343,7 @@ def _adapter_for(csv: Path | None, dicom_root: Path | None) -> str:
     has = {m for m in NAMES if find_column(table, m)}
     if {'id', 'file', 'density_FGD'} <= set(table.columns): return 'mini-mias'
     places = [Path(p) for p in (dicom_root, Path(csv).parent) if p]
-    by_path = 'path' in has and any(p and locate(p, places).is_file() for p in table[find_column(table, 'path')].head(50))
+    by_path = 'path' in has and any(p.is_file() for p in located(table.head(50), find_column(table, 'path'), places, f'--csv {csv}'))
     if {'accession', 'density'} <= has and not by_path: return 'classificacao'
     if 'path' in has: return 'image-csv'
     raise ConfigError(f'columns are {", ".join(table.columns)}', 'It needs AccessionNumber and BI-RADS, or a path and a label.', where=f'--csv {csv}')
@@ -421,7 +421,7 @@ def _asked(place: Path, root: Path | None, audit: list) -> list[dict]:
     table = read_table(place, '--input')
     if not (column := find_column(table, 'path')): raise ConfigError(f'columns are {", ".join(table.columns)}', 'It needs a column path.', where=f'--input {place}')
     exam, places = find_column(table, 'exam'), [p for p in (root, place.parent) if p]
-    return [dict(path=locate(r[column], places), exam=r[exam] if exam else '') for r in table.to_dict('records') if r[column]]
+    return [dict(path=p, exam=r[exam] if exam else '') for p, r in zip(located(table, column, places, f'--input {place}'), table.to_dict('records')) if r[column]]
 
 
 def unlabelled(paths: str | Path | Sequence[str | Path],    # A folder, files, tables with a path column, or several of them
