@@ -223,6 +223,21 @@ def _coded_size(frame: bytes) -> tuple[int, int, int, int] | None:
     return None
 
 # %% ../nbs/10_dicom.ipynb #e1be2e5f
+_SEGMENTS = {*range(0xc0, 0xd0), 0xdb, 0xdd, *range(0xe0, 0xf0), 0xf7, 0xf8, 0xfe} - {0xc8, 0xcc}
+
+
+def _in_order(frame: bytes) -> bool:
+    "Whether marker segment follows marker segment up to the pixels, tables among them. gdcm ends the process where one is damaged."
+    i, tables = 2, False
+    while i + 4 <= len(frame) and frame[i] == 0xff:
+        marker, size = frame[i + 1], int.from_bytes(frame[i + 2:i + 4], 'big')
+        if marker == 0xda: return tables
+        if marker != 0xff and (marker not in _SEGMENTS or size < 2): return False
+        tables |= marker in (0xc4, 0xf7)  # Huffman tables; JPEG-LS needs none
+        i += 1 if marker == 0xff else 2 + size
+    return False
+
+
 MOST_FRAGMENTS = 100_000  # pieces of a compressed frame; one or some hundreds are usual
 
 
@@ -232,7 +247,7 @@ def _check_stream(ds: Dataset, lay: Layout, path: Path) -> None:
     try: frame = get_frame(ds.PixelData, 0, number_of_frames=1)
     except Exception as e: raise BrokenFile('undecodable', path, f'the compressed pixels are not packed as DICOM asks ({type(e).__name__})') from None
     size = _coded_size(frame)
-    if size is None: raise BrokenFile('undecodable', path, 'the compressed pixels do not begin like their transfer syntax')
+    if size is None or frame[:2] == b'\xff\xd8' and not _in_order(frame): raise BrokenFile('undecodable', path, 'the compressed pixels do not begin like their transfer syntax')
     if size[:3] != (lay.rows, lay.columns, lay.samples) or size[3] > lay.allocated:
         raise BrokenFile('undecodable', path, f'the header promises {lay.rows} × {lay.columns} × {lay.samples}, the compressed pixels hold '
                          f'{" × ".join(map(str, size[:3]))} of {size[3]} bits', 'Export it again.')
