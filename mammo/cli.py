@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'PRESETS', 'SAME_FLAG', 'PLACES_THAT_REFUSE', 'DemoConfig', 'train_density', 'train_spine', 'train_chest',
            'tune', 'predict', 'embed', 'embeddings_baselines', 'phantom', 'demo', 'seeds', 'validate', 'evidence',
-           'gradcam', 'report_pack', 'eval_export', 'card', 'explore', 'gallery', 'ensemble_spine', 'usage', 'parse',
-           'main']
+           'gradcam', 'report_pack', 'eval_export', 'card', 'export', 'explore', 'gallery', 'ensemble_spine', 'usage',
+           'parse', 'main']
 
 # %% ../nbs/63_cli.ipynb #a866df83
 import difflib
@@ -18,7 +18,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
-from .config import BaselinesConfig, CardConfig, EmbedConfig, EnsembleConfig, EvalExportConfig, EvidenceConfig, ExploreConfig, GalleryConfig, GradcamConfig, PhantomConfig, PredictConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
+from .config import BaselinesConfig, CardConfig, EmbedConfig, EnsembleConfig, EvalExportConfig, EvidenceConfig, ExploreConfig, ExportConfig, GalleryConfig, GradcamConfig, PhantomConfig, PredictConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
 from .core import ConfigError, DataError, MammoError
 from .phases import RECIPES, recipe_defaults
 
@@ -158,6 +158,12 @@ def card(cfg: CardConfig) -> None:
     run = card(cfg)
     for kind in ('card', 'sheet', 'sheet_table'): print(run.file(kind))
 
+
+def export(cfg: ExportConfig) -> None:
+    "a run's model as safetensors or ONNX, compared with the run"
+    from mammo.export import export
+    for said in export(cfg): print(f'{cfg.out.with_name(said["file"])}: {said["bytes"]} bytes, probabilities differ from the run by at most {said["largest_difference"]:.1g}')
+
 # %% ../nbs/63_cli.ipynb #c7e1f0a1
 def explore(cfg: ExploreConfig) -> None:
     "look through a run's images and heat maps in the browser"
@@ -184,7 +190,7 @@ def ensemble_spine(cfg: EnsembleConfig) -> None:
 COMMANDS = {'embed': (embed, EmbedConfig), 'embeddings-baselines': (embeddings_baselines, BaselinesConfig),
             'train-density': (train_density, TrainConfig), 'train-spine': (train_spine, TrainConfig), 'train-chest': (train_chest, TrainConfig), 'ensemble-spine': (ensemble_spine, EnsembleConfig), 'tune': (tune, TuneConfig), 'predict': (predict, PredictConfig),
             'phantom': (phantom, PhantomConfig), 'demo': (demo, DemoConfig),
-            'seeds': (seeds, SeedsConfig), 'validate': (validate, ValidateConfig), 'evidence': (evidence, EvidenceConfig), 'card': (card, CardConfig),
+            'seeds': (seeds, SeedsConfig), 'validate': (validate, ValidateConfig), 'evidence': (evidence, EvidenceConfig), 'card': (card, CardConfig), 'export': (export, ExportConfig),
             'gradcam': (gradcam, GradcamConfig), 'report-pack': (report_pack, ReportPackConfig), 'eval-export': (eval_export, EvalExportConfig),
             'explore': (explore, ExploreConfig), 'gallery': (gallery, GalleryConfig)}
 

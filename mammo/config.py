@@ -6,9 +6,9 @@
 __all__ = ['FREE', 'PLACES', 'at_least', 'flag', 'DataConfig', 'ImageConfig', 'BackboneConfig', 'ModelConfig', 'AugmentConfig',
            'BalanceConfig', 'OptimConfig', 'BaseRunConfig', 'RunConfig', 'TrainConfig', 'PredictConfig',
            'PhantomConfig', 'EmbedImageConfig', 'EmbedModelConfig', 'EmbedRunConfig', 'MapsConfig', 'EmbedConfig',
-           'BaselinesConfig', 'SeedsConfig', 'EvidenceConfig', 'ValidateConfig', 'CardConfig', 'GradcamConfig',
-           'ReportPackConfig', 'EvalExportConfig', 'ExploreConfig', 'GalleryConfig', 'EnsembleConfig', 'TuneRunConfig',
-           'SearchConfig', 'TuneConfig', 'flat', 'unflat', 'fingerprint', 'differences']
+           'BaselinesConfig', 'SeedsConfig', 'EvidenceConfig', 'ValidateConfig', 'CardConfig', 'ExportConfig',
+           'GradcamConfig', 'ReportPackConfig', 'EvalExportConfig', 'ExploreConfig', 'GalleryConfig', 'EnsembleConfig',
+           'TuneRunConfig', 'SearchConfig', 'TuneConfig', 'flat', 'unflat', 'fingerprint', 'differences']
 
 # %% ../nbs/01_config.ipynb #baa98fe9
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -426,6 +426,17 @@ class CardConfig:
     "What `mammography card` is told."
     run: Path                 # A finished run directory
     out: Path | None = None   # Gets model_card.md, claim_tripod.md and claim_tripod.csv; default: the run directory itself
+
+
+@dataclass
+class ExportConfig:
+    "What `mammography export` is told."
+    run: Path                                              # A finished run directory
+    out: Path                                              # The file; of a run with a model for each view two, with the view in their names
+    format: Literal['safetensors', 'onnx'] = 'safetensors'  # safetensors: the weights, nothing that could run; onnx: from grey image to probabilities
+
+    def __post_init__(self):
+        if self.out.is_dir(): raise ConfigError('is a folder', 'Give the name of a file.', where=f'--out {self.out}')
 
 # %% ../nbs/01_config.ipynb #46733748
 @dataclass
