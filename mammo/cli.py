@@ -158,7 +158,7 @@ def card(cfg: CardConfig) -> None:
     run = card(cfg)
     for kind in ('card', 'sheet', 'sheet_table'): print(run.file(kind))
 
-
+# %% ../nbs/63_cli.ipynb #6e572f3c
 def export(cfg: ExportConfig) -> None:
     "a run's model as safetensors or ONNX, compared with the run"
     from mammo.export import export

@@ -6,7 +6,7 @@
 __all__ = ['NEEDS', 'CLOSE', 'Exported', 'example', 'described', 'check_installed', 'to_safetensors', 'to_onnx', 'answers_of',
            'gap', 'export_learner', 'export']
 
-# %% ../nbs/39_export.ipynb #8435ca99
+# %% ../nbs/39_export.ipynb #862b809e
 import json
 import warnings
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ from .pipeline import load_run
 from .runs import atomic, find_run
 from .training import Learner
 
-# %% ../nbs/39_export.ipynb #fa0511f4
+# %% ../nbs/39_export.ipynb #f6c44704
 class Exported(nn.Module):
     "Grey images in [0, 1] to logits and probabilities, in evaluation mode."
     def __init__(self, learner: Learner):
@@ -55,7 +55,7 @@ def described(learner: Learner, ckpt: dict) -> dict[str, str]:  # Text, as both 
             'fusion': ckpt.get('fusion'), 'dropout': learner.model.drop.p, 'input': 'img: float32 (N, 1, S, S), grey in [0, 1], tissue bright', 'output': 'logits, probs'}
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in said.items()}
 
-# %% ../nbs/39_export.ipynb #10965fc9
+# %% ../nbs/39_export.ipynb #c72d7362
 NEEDS = {'safetensors': ('safetensors',), 'onnx': ('onnx', 'onnxscript', 'onnxruntime')}
 
 
@@ -85,7 +85,7 @@ def to_onnx(learner: Learner, ckpt: dict, path: Path) -> None:
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
-# %% ../nbs/39_export.ipynb #2abfac61
+# %% ../nbs/39_export.ipynb #696f8140
 def answers_of(form: str, path: Path, learner: Learner, inputs: tuple[Tensor, ...]) -> np.ndarray:  # Probabilities (N, K)
     "What an exported file says, without the run's own weights."
     if form == 'onnx':
@@ -108,7 +108,7 @@ def gap(form: str, path: Path, learner: Learner, n: int = 5) -> float:
     with torch.inference_mode(): own = Exported(learner)(*inputs)[1].numpy()
     return float(np.abs(answers_of(form, path, learner, inputs) - own).max())
 
-# %% ../nbs/39_export.ipynb #0812159b
+# %% ../nbs/39_export.ipynb #995d9467
 CLOSE = {'safetensors': 0., 'onnx': 1e-4}   # what a probability may differ by
 
 

@@ -152,7 +152,8 @@ def find_images(folder: str | Path,          # Searched with all its subfolders,
         elif not seen.add(real):
             folders[:] = sorted(f for f in folders if not f.startswith('.'))
             for p in (Path(here, f) for f in files if not f.startswith('.') and f.lower() not in JUNK):
-                if is_image(p): found.append(p)
+                if re.search('[\ud800-\udfff]', str(p)): notes.append(audit_row('unreadable', relative_path(p, root), detail='its name is not in UTF-8: rename it'))
+                elif is_image(p): found.append(p)
                 else: notes.append(audit_row('not_an_image', relative_path(p, root)))
     if audit is not None: audit += sorted(notes, key=lambda r: r['path'])
     return sorted(found, key=Path.as_posix)
