@@ -175,7 +175,7 @@ def _sizes(data: bytes | mmap.mmap, where: object) -> tuple[int, int, int, int, 
     "Bytes a pixel, rows, columns, length of the record and CRC, if they go with the length of the file."
     if len(data) < PIXELS_AT: raise DamagedEntry('the entry is cut off', where=where)
     magic, width, rows, columns, tail, crc = HEAD.unpack_from(data)
-    if magic != MAGIC or width not in (1, 2): raise DamagedEntry('this is no entry of this store', where=where)
+    if magic != MAGIC or width not in (1, 2) or any(data[HEAD.size:PIXELS_AT]): raise DamagedEntry('this is no entry of this store', where=where)
     if len(data) != PIXELS_AT + width * rows * columns + tail: raise DamagedEntry('the entry is cut off', where=where)
     return width, rows, columns, tail, crc
 
