@@ -14,7 +14,7 @@ from pathlib import Path
 from .core import ConfigError
 from .manifest import DataSet, class_folders, density_classificacao, from_adapters, image_csv, mini_mias, unlabelled
 from .public import cbis_ddsm, embed_open_data, feature_lists, inbreast, rsna_screening, vindr_mammo
-from .scan import NAMES, find_column, locate, read_table, usual_place
+from .scan import find_column, located, NAMES, read_table, usual_place
 
 # %% ../nbs/16_datasets.ipynb #785b1ead
 def _unlabelled(dicom_root: Path, csv: Path | None = None, **how) -> DataSet: return unlabelled(csv or dicom_root, dicom_root, **how)
@@ -54,7 +54,7 @@ def _adapter_for(csv: Path | None, dicom_root: Path | None) -> str:
     table = read_table(csv)
     has = {m for m in NAMES if find_column(table, m)}
     places = [Path(p) for p in (dicom_root, Path(csv).parent) if p]
-    by_path = 'path' in has and any(p and locate(p, places).is_file() for p in table[find_column(table, 'path')].head(50))
+    by_path = 'path' in has and any(p.is_file() for p in located(table.head(50), find_column(table, 'path'), places, f'--csv {csv}'))
     if {'accession', 'density'} <= has and not by_path: return 'classificacao'
     if 'path' in has: return 'image-csv'
     raise ConfigError(f'columns are {", ".join(table.columns)}', 'It needs AccessionNumber and BI-RADS, or a path and a label.', where=f'--csv {csv}')

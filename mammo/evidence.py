@@ -23,7 +23,7 @@ from .endpoints import decision_curve, decision_figure, endpoint_of, endpoint_sc
 from .manifest import DataSet
 from .material import chosen, read_options
 from .probes import curve_plot, learning_curve, power_law, write_probes
-from .runs import RunDir, artefact
+from .runs import RunDir, artefact, table_text
 from .seeds import Training, find_training, label_role, labels_of, one_finding, read_whole
 from .subgroups import BY, NAMES, readers_band, write_subgroups
 from .validation import OF_BREASTS
@@ -64,7 +64,7 @@ class Pictures(Sequence):
 def write_abstention(run: RunDir, role: str, t: Training, n_boot: int = 1000) -> pd.DataFrame:
     "`metrics/{role}_abstention.csv` and its figure: accuracy and quadratic kappa of the share that is answered, most certain images first."
     role, curve = label_role(role, t.label), abstention_curve(t.task, t.table.target.to_numpy(), t.table[t.task.prob_columns].to_numpy(), t.table.patient_key, n_boot=n_boot, decoded=t.table.decoded.to_numpy())
-    with run.write('abstention', role, 'w') as f: curve.to_csv(f, index=False)
+    with run.write('abstention', role, 'w') as f: f.write(table_text(curve))
     with run.write('figure', f'{role}_abstention') as f: abstention_figure({role: curve}).savefig(f, dpi=200, format='png')
     return curve
 

@@ -21,7 +21,8 @@ import pandas as pd
 
 from .core import ConfigError, DataError, Task, pseudonym, user_key
 from .dicom import NOT_ELIGIBLE
-from .scan import (GIVEN, LOST, REASONS, SERIOUS, audit_row, find_column, find_images, image_folder, locate, plain_texts, read_table,
+from .private import hide
+from .scan import (GIVEN, LOST, REASONS, SERIOUS, audit_row, find_column, find_images, image_folder, located, plain_texts, read_table,
                         relative_path, safe_text, scan, scan_listed, usual_place)
 
 # %% ../nbs/12_manifest.ipynb #93ed3b9c
@@ -94,9 +95,9 @@ def _patients(frame: pd.DataFrame, key: bytes, audit: list, drop: bool = True) -
 def _sample_ids(frame: pd.DataFrame) -> list[str]:
     "Unique names in the frame's order: the given one, exam_side_view, exam_file, or the file alone."
     used, names = set(), []
-    for r in frame[['sample', 'exam', 'laterality', 'view', 'path']].itertuples(index=False):
+    for r in frame[['sample', 'exam', 'laterality', 'view', 'rel_path']].itertuples(index=False):
         known = r.laterality and r.view and r.exam
-        base = safe_text(r.sample or '_'.join(filter(None, [r.exam, *([r.laterality, r.view] if known else [Path(r.path).stem])])))
+        base = safe_text(r.sample or '_'.join(filter(None, [r.exam, *([r.laterality, r.view] if known else [Path(r.rel_path).stem])])))
         name, n = base, 1
         while name.casefold() in used: name, n = f'{base}_{n + 1}', n + 1
         used.add(name.casefold())
@@ -191,6 +192,7 @@ def assemble(name: str,                      # Of the data set
              audit: Sequence[dict] = (),     # What the adapter has left out already
              unique: bool = True,            # Drop copies of the same file
              key: bytes | None = None,       # For patient pseudonyms, from `core.user_key`
+             pseudonymise: bool = False,     # Names of exams, files and folders as keyed hashes too
              **how,                          # workers, cache, options, progress: as in `scan`
              ) -> DataSet:
     "From listed files to a checked manifest; what fails on the way becomes audit rows. Raises DataError where no image is left."
@@ -198,6 +200,7 @@ def assemble(name: str,                      # Of the data set
     frame = scan_listed(_listed(files, root, task, audit), root, key, audit, **how)
     if task is None: frame['exam'] = frame.exam_id  # nothing is split here, so a name may come from the header
     frame = _patients(frame, key, audit, drop=task is not None)
+    if pseudonymise: frame = hide(frame, audit, key)
     frame['sample_id'] = _sample_ids(frame)
     if unique: frame = _without_copies(frame, ['label'] if task is None or task.kind == 'multiclass' else list(task.labels), audit)
     data = DataSet(name, task, _finished(frame.copy(), task, audit), audit)
@@ -289,7 +292,7 @@ def image_csv(csv: str | Path,                       # Table with a path and a l
     table, where, home = read_table(csv), f'--csv {csv}', Path(csv).parent
     if not (path := find_column(table, 'path')): raise ConfigError(f'columns are {", ".join(table.columns)}', 'It needs a column path.', where=where)
     places = [image_folder(dicom_root), home] if dicom_root else [home]
-    files = pd.DataFrame({'path': [locate(p, places) for p in table[path]]})
+    files = pd.DataFrame({'path': located(table, path, places, where)})
     for c in ('patient', 'exam', 'laterality', 'view', 'age', 'sex', 'site', 'manufacturer'): files[c] = table[find_column(table, c)] if find_column(table, c) else ''
     if (c := find_column(table, 'sample')) and table[c].is_unique: files['sample'] = table[c]
     findings = findings or (task.labels if task and task.kind == 'multilabel' else ())
@@ -312,7 +315,7 @@ def mini_mias(csv: str | Path,                       # density.csv with id, file
     places = [image_folder(dicom_root), home] if dicom_root else [home]
     files = table.rename(columns={'id': 'sample', 'density_FGD': 'label', 'side': 'laterality'})[['sample', 'label', 'laterality', 'patient']]
     exam = files.groupby('patient')['sample'].transform('min').where(files.patient != '', '')
-    return assemble('mini-mias', MIAS, files.assign(path=[locate(f, places) for f in table.file], view='MLO', exam=exam), places[0], **how)
+    return assemble('mini-mias', MIAS, files.assign(path=located(table, 'file', places, f'--csv {csv}'), view='MLO', exam=exam), places[0], **how)
 
 
 def class_folders(dicom_root: str | Path,     # <class>/…/<image>; below a class, a folder is taken for a patient
@@ -345,7 +348,7 @@ def from_adapters(adapters: dict[str, Callable[..., DataSet]],  # Name → adapt
     name = name or choose(csv, dicom_root)
     adapter, places = adapters[name], {k: v for k, v in (('csv', csv), ('dicom_root', dicom_root)) if v}
     takes = inspect.signature(adapter).parameters
-    known = set(takes) | (set(inspect.signature(scan).parameters) if any(p.kind is p.VAR_KEYWORD for p in takes.values()) else set())
+    known = set(takes) | ({*inspect.signature(scan).parameters, *inspect.signature(assemble).parameters} if any(p.kind is p.VAR_KEYWORD for p in takes.values()) else set())
     if odd := [k for k, v in kw.items() if k not in known and v]: raise ConfigError(f'{name} has no setting {", ".join(odd)}', where='--dataset ' + name)
     if lacks := [k for k, p in takes.items() if k in ('csv', 'dicom_root') and p.default is p.empty and k not in places]:
         raise ConfigError('is not given', f'The data set {name} needs it.', where='--' + lacks[0].replace('_', '-'))
@@ -395,7 +398,7 @@ def _asked(place: Path, root: Path | None, audit: list) -> list[dict]:
     table = read_table(place, '--input')
     if not (column := find_column(table, 'path')): raise ConfigError(f'columns are {", ".join(table.columns)}', 'It needs a column path.', where=f'--input {place}')
     exam, places = find_column(table, 'exam'), [p for p in (root, place.parent) if p]
-    return [dict(path=locate(r[column], places), exam=r[exam] if exam else '') for r in table.to_dict('records') if r[column]]
+    return [dict(path=p, exam=r[exam] if exam else '') for p, r in zip(located(table, column, places, f'--input {place}'), table.to_dict('records')) if r[column]]
 
 
 def unlabelled(paths: str | Path | Sequence[str | Path],    # A folder, files, tables with a path column, or several of them
