@@ -15,6 +15,6 @@ def lines(name: str) -> list[str]: return [l.strip() for l in cfg.get(name, '').
 setup(
     version=cfg['version'],
     install_requires=lines('requirements'),
-    extras_require={'cluster': lines('cluster_requirements'), 'dev': lines('dev_requirements')},
+    extras_require={'cluster': lines('cluster_requirements'), 'export': lines('export_requirements'), 'dev': lines('dev_requirements')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': ['mammo=mammo._modidx:d']},
 )

@@ -26,7 +26,8 @@ from .descriptors import describe_all, descriptor_names
 from .dicom import Limits
 from .fusion import FeatureTable, load_features
 from .ingest import open_pixels
-from .runs import RunDir, artefact, flat_run, logged
+from .private import files_of
+from .runs import RunDir, artefact, flat_run, logged, table_text
 from .splits import group_folds, without_test
 
 # %% ../nbs/41_baselines.ipynb #8d302161
@@ -99,7 +100,7 @@ def describe_images(t: FeatureTable,
                     ) -> tuple[np.ndarray, list[dict]]:  # (N, F) float32, NaN where it failed; and what failed
     "Descriptors of the images of a feature table. Raises `DataError` where more than one in twenty cannot be described."
     root = Path(root or t.summary['image_root'])
-    manifest = rows.assign(path=[str(root / p) for p in rows.ImagePath])
+    manifest = rows.assign(path=list(map(str, files_of(root, rows.ImagePath))))
     limits = Limits(file_mb=t.summary['max_file_mb'], pixels=int(t.summary['max_megapixels'] * 1e6))
     pixels = open_pixels(manifest, Prep.from_dict(t.summary['prep'] | {'size': 512, 'fit': 'pad'}), 'disk', cache, workers, tuple(t.summary['keep']), limits)
     ok = pixels.report.frame.ok.to_numpy(bool)
@@ -275,7 +276,7 @@ def _sets(t: FeatureTable, rows: pd.DataFrame, cfg: BaselinesConfig, workers: in
     if cfg.descriptors:
         found, problems = describe_images(t, rows, cfg.dicom_root, Path(cfg.outdir).parent / 'cache', workers)
         sets |= {'descriptors': found, 'percent density': found[:, [descriptor_names().index('percent_density')]]}
-        with run.write('descriptors', mode='w') as f: pd.DataFrame(found, columns=descriptor_names()).assign(sample_id=rows.sample_id.to_numpy()).to_csv(f, index=False)
+        with run.write('descriptors', mode='w') as f: f.write(table_text(pd.DataFrame(found, columns=descriptor_names()).assign(sample_id=rows.sample_id.to_numpy())))
     for p in problems: log.warning('%s is left out: %s', p['sample_id'], p['reason'])
     return sets, problems
 
@@ -289,8 +290,8 @@ def _write(run: RunDir, cfg: BaselinesConfig, t: FeatureTable, rows: pd.DataFram
     data = {'n_images': len(rows), 'n_patients': int(rows.patient_key.nunique()), 'folds': cfg.folds, 'repeats': cfg.repeats, 'seeds': [cfg.seed + r for r in range(cfg.repeats)],
             'classes': {t.task.display[i]: {'images': int(c.images), 'patients': int(c.patients)} for i, c in counts.iterrows()}, 'left_out': len(t) - len(rows), 'problems': problems,
             'descriptors': cfg.descriptors, 'metadata_varies': bool(metadata_matrix(rows).std(0).any()), 'remarks': dict(remarks), 'n_boot': cfg.n_boot, 'embeddings': made, 'warning': shortcut(lines), 'methods': lines, 'comparisons': comparisons, **provenance()}
-    with run.write('folds', mode='w') as f: table.to_csv(f, index=False)
-    with run.write('answers', mode='w') as f: _answers(rows, answers, t.task).to_csv(f, index=False)
+    with run.write('folds', mode='w') as f: f.write(table_text(table))
+    with run.write('answers', mode='w') as f: f.write(table_text(_answers(rows, answers, t.task)))
     with run.write('figure', 'baselines') as f: forest_plot(lines, t.task.k).savefig(f, dpi=300, format='png')
     run.write_json('report_data', data)
     with run.write('report', mode='w') as f: f.write(markdown(data))

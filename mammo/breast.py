@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image
 from scipy import ndimage as ndi
+from .burned import without_text
 from .core import ConfigError, DataError, stable_hash
 
 # %% ../nbs/14_breast.ipynb #eeef08f6
@@ -29,6 +30,7 @@ class Prep:
     margin: float = 0.02     # Air around the breast's box, as a share of its longer side, 0 to 0.5
     voi: str = 'auto'        # How stored values become grey, see `mammo.dicom`
     window: int = 0          # Which of a file's windows, see `mammo.dicom`
+    mask_text: bool = False  # Take text and markers out of the border (only with `full`; `breast` clears all that is outside)
     version: int = 1         # Of this recipe
 
     def __post_init__(self):
@@ -303,6 +305,9 @@ def prepare(img: np.ndarray,       # (H, W) float in [0, 1], tissue bright
     Where no breast is found the whole picture is taken and a note says so. Raises `DataError` for anything but a finite grey picture in [0, 1]."""
     img, shape, s = _check(img), img.shape, prep.size
     soft, notes = _segment(img) if prep.region == 'breast' else (None, ())
+    if prep.mask_text and prep.region == 'full':
+        img, marks = without_text(img)
+        notes = (f'text: {marks} marks in the border taken out',) * bool(marks)
     if soft is None:
         if prep.region == 'breast': notes = (*notes, 'the whole picture is used')
         box, side = (0, 0, shape[1], shape[0]), ''

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .config import CardConfig
 from .core import ConfigError, RunError
-from .runs import RunDir, artefact, find_run
+from .runs import RunDir, artefact, find_run, table_text
 
 # %% ../nbs/48_card.ipynb #bb40c394
 AUTHORS = 'to be stated by the authors'
@@ -349,5 +349,5 @@ def card(cfg: CardConfig) -> RunDir:   # The folder with the three files
     sheet, text = reporting_sheet(run), model_card(run)
     with out.write('card', mode='w') as f: f.write(text)
     with out.write('sheet', mode='w') as f: f.write(sheet_text(sheet, run.path.name))
-    with out.write('sheet_table', mode='w') as f: sheet.to_csv(f, index=False)
+    with out.write('sheet_table', mode='w') as f: f.write(table_text(sheet))
     return out

@@ -26,6 +26,7 @@ from .core import ConfigError, DataError
 from .evaluation import exam_index
 from .gradcam import FINAL, overlay, scaled
 from .looking import Look
+from .runs import harmless
 from .seeds import read_whole
 
 # %% ../nbs/59_cases.ipynb #d0c73c28
@@ -226,7 +227,7 @@ def add_comment(file: str | Path, shown: Look,
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         with open(file, 'a', encoding='utf-8', newline='') as f:
-            writer.writerows([COLUMNS] * (f.tell() == 0) + [[getattr(said, c) for c in COLUMNS]])
+            writer.writerows([COLUMNS] * (f.tell() == 0) + [[harmless(getattr(said, c)) for c in COLUMNS]])
             f.write(out.getvalue())
     except OSError as e: raise ConfigError(f'cannot be written ({type(e).__name__})', 'Give a file of yours.', where=f'--comments {file}') from e
     return said

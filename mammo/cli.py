@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'PRESETS', 'SAME_FLAG', 'PLACES_THAT_REFUSE', 'DemoConfig', 'train_density', 'train_spine', 'train_chest',
-           'tune', 'predict', 'embed', 'embeddings_baselines', 'phantom', 'demo', 'seeds', 'validate', 'evidence',
-           'gradcam', 'report_pack', 'eval_export', 'card', 'explore', 'gallery', 'ensemble_spine', 'usage', 'parse',
-           'main']
+           'tune', 'predict', 'reidentify', 'embed', 'embeddings_baselines', 'phantom', 'demo', 'seeds', 'validate',
+           'evidence', 'gradcam', 'report_pack', 'eval_export', 'card', 'export', 'explore', 'gallery', 'datasets',
+           'audit', 'ensemble_spine', 'usage', 'parse', 'main']
 
 # %% ../nbs/63_cli.ipynb #a866df83
 import difflib
@@ -18,7 +18,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
-from .config import BaselinesConfig, CardConfig, EmbedConfig, EnsembleConfig, EvalExportConfig, EvidenceConfig, ExploreConfig, GalleryConfig, GradcamConfig, PhantomConfig, PredictConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
+from .config import AuditConfig, BaselinesConfig, CardConfig, DatasetsConfig, EmbedConfig, EnsembleConfig, EvalExportConfig, EvidenceConfig, ExploreConfig, ExportConfig, GalleryConfig, GradcamConfig, PhantomConfig, PredictConfig, ReidentifyConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
 from .core import ConfigError, DataError, MammoError
 from .phases import RECIPES, recipe_defaults
 
@@ -76,6 +76,13 @@ def predict(cfg: PredictConfig) -> None:
     if 'unlike_training' in table and (n := (table.unlike_training.fillna('') != '').sum()): print(f'{n} are unlike the training images: their probabilities mean less (see the column unlike_training)')
     if not counts.get('ok', 0): raise DataError(f'none of {len(table)} files was predicted', 'The column reason says why.', where=str(cfg.out))
     print(f'{exams_beside(cfg.out)}: one row an exam')
+
+
+def reidentify(cfg: ReidentifyConfig) -> None:
+    "the names behind the hashes of a table, for whoever has the key"
+    from mammo.reidentify import reidentify
+    found, lost = reidentify(cfg)
+    print(f'{cfg.out}: {found} names, {lost} hashes whose name is not known')
 
 
 def embed(cfg: EmbedConfig) -> None:
@@ -159,6 +166,12 @@ def card(cfg: CardConfig) -> None:
     run = card(cfg)
     for kind in ('card', 'sheet', 'sheet_table'): print(run.file(kind))
 
+# %% ../nbs/63_cli.ipynb #6e572f3c
+def export(cfg: ExportConfig) -> None:
+    "a run's model as safetensors or ONNX, compared with the run"
+    from mammo.export import export
+    for said in export(cfg): print(f'{cfg.out.with_name(said["file"])}: {said["bytes"]} bytes, probabilities differ from the run by at most {said["largest_difference"]:.1g}')
+
 # %% ../nbs/63_cli.ipynb #c7e1f0a1
 def explore(cfg: ExploreConfig) -> None:
     "look through a run's images and heat maps in the browser"
@@ -172,6 +185,19 @@ def gallery(cfg: GalleryConfig) -> None:
     from mammo.recipes.all import study_data
     print(gallery(cfg, study_data).file('gallery'))
 
+# %% ../nbs/63_cli.ipynb #e956e4ad
+def datasets(cfg: DatasetsConfig) -> None:
+    "data sets that are known by name: licence, size, address, an example"
+    from mammo.datasets import catalogue_text
+    print(catalogue_text(cfg.name), end='')
+
+
+def audit(cfg: AuditConfig) -> None:
+    "what is in a folder of images: counts, refusals, duplicates, label conflicts, thumbnails"
+    from mammo.census import census
+    run = census(cfg)
+    print(run.file('census_report').read_text(encoding='utf-8') + f'\n{run.file("census_page")}')
+
 # %% ../nbs/63_cli.ipynb #e2618591
 def ensemble_spine(cfg: EnsembleConfig) -> None:
     "several spine models as one: mirror images, weights and threshold from val, table and submission"
@@ -184,10 +210,10 @@ def ensemble_spine(cfg: EnsembleConfig) -> None:
 # %% ../nbs/63_cli.ipynb #f7537c61
 COMMANDS = {'embed': (embed, EmbedConfig), 'embeddings-baselines': (embeddings_baselines, BaselinesConfig),
             'train-density': (train_density, TrainConfig), 'train-spine': (train_spine, TrainConfig), 'train-chest': (train_chest, TrainConfig), 'ensemble-spine': (ensemble_spine, EnsembleConfig), 'tune': (tune, TuneConfig), 'predict': (predict, PredictConfig),
-            'phantom': (phantom, PhantomConfig), 'demo': (demo, DemoConfig),
-            'seeds': (seeds, SeedsConfig), 'validate': (validate, ValidateConfig), 'evidence': (evidence, EvidenceConfig), 'card': (card, CardConfig),
+            'reidentify': (reidentify, ReidentifyConfig), 'phantom': (phantom, PhantomConfig), 'demo': (demo, DemoConfig),
+            'seeds': (seeds, SeedsConfig), 'validate': (validate, ValidateConfig), 'evidence': (evidence, EvidenceConfig), 'card': (card, CardConfig), 'export': (export, ExportConfig),
             'gradcam': (gradcam, GradcamConfig), 'report-pack': (report_pack, ReportPackConfig), 'eval-export': (eval_export, EvalExportConfig),
-            'explore': (explore, ExploreConfig), 'gallery': (gallery, GalleryConfig)}
+            'explore': (explore, ExploreConfig), 'gallery': (gallery, GalleryConfig), 'datasets': (datasets, DatasetsConfig), 'audit': (audit, AuditConfig)}
 
 PRESETS = {'train-spine': {'classes': 'spine', 'outdir': 'outputs/spine'}, 'train-chest': {'classes': 'chest', 'outdir': 'outputs/chest'}}
 

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['FREE', 'PLACES', 'at_least', 'flag', 'DataConfig', 'ImageConfig', 'BackboneConfig', 'ModelConfig', 'AugmentConfig',
            'BalanceConfig', 'OptimConfig', 'BaseRunConfig', 'RunConfig', 'TrainConfig', 'PredictConfig',
-           'PhantomConfig', 'EmbedImageConfig', 'EmbedModelConfig', 'EmbedRunConfig', 'MapsConfig', 'EmbedConfig',
-           'BaselinesConfig', 'SeedsConfig', 'EvidenceConfig', 'ValidateConfig', 'CardConfig', 'GradcamConfig',
-           'ReportPackConfig', 'EvalExportConfig', 'ExploreConfig', 'GalleryConfig', 'EnsembleConfig', 'TuneRunConfig',
-           'SearchConfig', 'TuneConfig', 'flat', 'unflat', 'fingerprint', 'differences']
+           'ReidentifyConfig', 'PhantomConfig', 'EmbedImageConfig', 'EmbedModelConfig', 'EmbedRunConfig', 'MapsConfig',
+           'EmbedConfig', 'BaselinesConfig', 'SeedsConfig', 'EvidenceConfig', 'ValidateConfig', 'CardConfig',
+           'ExportConfig', 'DatasetsConfig', 'AuditConfig', 'GradcamConfig', 'ReportPackConfig', 'EvalExportConfig',
+           'ExploreConfig', 'GalleryConfig', 'EnsembleConfig', 'TuneRunConfig', 'SearchConfig', 'TuneConfig', 'flat',
+           'unflat', 'fingerprint', 'differences']
 
 # %% ../nbs/01_config.ipynb #baa98fe9
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -47,6 +48,7 @@ class DataConfig:
     max_file_mb: float = 512               # Larger files are refused before they are read, MiB
     max_megapixels: float = 80             # Images of more pixels are refused before they are decoded
     keep: tuple[str, ...] = ()             # Reasons of refusal to let through: implant magnification
+    pseudonymise: bool = False             # Accession numbers, names of files and folders as keyed hashes in all that is written; mammography reidentify brings them back
 
     def __post_init__(self):
         for name in ('val_split', 'test_split', 'cal_split'):
@@ -63,6 +65,7 @@ class ImageConfig:
     img_size: int = 512                                       # Side of the square input, pixels
     fit: Literal['pad', 'stretch'] = 'pad'                    # pad keeps the aspect; stretch is the seed's plain resize
     region: Literal['breast', 'full'] = 'breast'              # breast crops to the breast and clears the background; full keeps the picture
+    mask_text: bool = False                                   # Take text and side markers out of the border, of figures too; a help, no guarantee. Off: it misses small type, and a marker may be wanted
     stretch: bool = False                                     # Spread the breast's own grey values over the whole scale
     store_bits: Literal[8, 16] = 8                            # Bits a pixel in the store
     voi: str = 'auto'                                         # How stored values become grey: auto lut window linear linear_exact sigmoid percentile
@@ -259,10 +262,20 @@ class PredictConfig:
     device: str = 'auto'                                   # auto cpu cuda mps
     num_workers: int = -1                                  # Decoding processes; -1 = chosen by the machine
     keep: tuple[str, ...] = ()                             # Reasons of refusal to let through: implant magnification
+    pseudonymise: bool = False                             # Names of exams, files and folders as keyed hashes; of itself where the run was trained so
     max_file_mb: float = 512                               # Larger files are refused before they are read, MiB
     max_megapixels: float = 80                             # Images of more pixels are refused before they are decoded
 
     def __post_init__(self): at_least(self, batch_size=1, num_workers=-1, max_file_mb=0, max_megapixels=0)
+
+
+@dataclass
+class ReidentifyConfig:
+    "What `mammography reidentify` is told."
+    csv: Path                                # A table made with --pseudonymise, e.g. val_predictions.csv
+    out: Path                                # Gets the same table with the names
+    known: tuple[Path, ...] = ()             # What names there are: the table of labels (.csv), the folder of the images
+    key_file: Path | None = None             # The key that the table was made with; default: MAMMO_KEY_FILE, then the user's own
 
 
 @dataclass
@@ -426,6 +439,44 @@ class CardConfig:
     "What `mammography card` is told."
     run: Path                 # A finished run directory
     out: Path | None = None   # Gets model_card.md, claim_tripod.md and claim_tripod.csv; default: the run directory itself
+
+
+@dataclass
+class ExportConfig:
+    "What `mammography export` is told."
+    run: Path                                              # A finished run directory
+    out: Path                                              # The file; of a run with a model for each view two, with the view in their names
+    format: Literal['safetensors', 'onnx'] = 'safetensors'  # safetensors: the weights, nothing that could run; onnx: from grey image to probabilities
+
+    def __post_init__(self):
+        if self.out.is_dir(): raise ConfigError('is a folder', 'Give the name of a file.', where=f'--out {self.out}')
+
+# %% ../nbs/01_config.ipynb #60b06544
+@dataclass
+class DatasetsConfig:
+    "What `mammography datasets` is told."
+    name: str = ''   # One of them, as --dataset takes it; default: all
+
+
+@dataclass
+class AuditConfig:
+    "What `mammography audit` is told."
+    dicom_root: tuple[Path, ...]              # Folders that are looked at, each a data set of its own
+    csv: tuple[Path, ...] = ()                # Tables of labels, one a folder in the same order; default: the publisher's, where the folder is a public data set
+    dataset: str = ''                         # Name of an adapter, for all folders; found from columns and files when empty
+    outdir: Path = Path('outputs/audit')      # Gets audit.html, audit.md, audit.json, files.csv and duplicates.csv
+    images: int = 60                          # Thumbnails on the page, drawn with --seed
+    pixels: bool = True                       # Decode every image; --no-pixels reads headers only: no duplicates, no thumbnails
+    seed: int = 42                            # Of the draw
+    keep: tuple[str, ...] = ()                # Reasons of refusal to let through: implant magnification
+    max_file_mb: float = 512                  # Larger files are refused before they are read, MiB
+    max_megapixels: float = 80                # Images of more pixels are refused before they are decoded
+    num_workers: int = -1                     # Decoding processes; -1 = chosen by the machine, 0 = none
+    overwrite: bool = False                   # Replace the audit of other folders or with other settings
+
+    def __post_init__(self):
+        at_least(self, images=0, seed=0, max_file_mb=0, max_megapixels=0, num_workers=-1)
+        if self.csv and len(self.csv) != len(self.dicom_root): raise ConfigError(f'names {len(self.csv)} tables for {len(self.dicom_root)} folders', 'Give one a folder, in the same order, or none.', where='--csv')
 
 # %% ../nbs/01_config.ipynb #46733748
 @dataclass

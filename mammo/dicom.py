@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 # %% ../nbs/10_dicom.ipynb #b0c2c9f1
 import numpy as np
@@ -47,8 +48,8 @@ class Header:
     view_modifiers: tuple[str, ...] = ()          # As in CID 4015: `ID`, `M`, `S`, `RL`, …
     intent: str = ''                              # `FOR PRESENTATION`, `FOR PROCESSING` or empty
     manufacturer: str = ''; model: str = ''; modality: str = ''; site: str = ''
-    patient_key: str = ''; exam_id: str = ''; sop_key: str = ''  # Pseudonym; accession number, else a keyed hash of the study; keyed hash of the object
-    implant: bool | None = None; acquired: str = ''; age: float | None = None; sex: str = ''  # None: unknown; YYYY-MM-DD; years; M, F or O
+    patient_key: str = ''; exam_id: str = ''; sop_key: str = ''  # Keyed hashes: of the patient; of the accession number, else of the study; of the object
+    implant: bool | None = None; acquired: str = ''; age: float | None = None; sex: str = ''  # None: unknown; the year alone; years; M, F or O
     photometric: str = ''; transfer_syntax: str = ''; kind: str = ''; decoder: str = ''       # `kind`: dicom, png, jpeg, pgm or tiff
 
     def to_dict(self) -> dict: return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -67,11 +68,13 @@ def file_kind(path: str | Path,             # Any file
               ) -> str:                     # dicom, png, jpeg, pgm or tiff
     "The format of a file from its first bytes. Raises `BrokenFile`."
     path = Path(path)
-    if not path.is_file(): raise BrokenFile('missing', path)
-    size = path.stat().st_size
+    try:
+        if not path.is_file(): raise BrokenFile('missing', path)
+        size = path.stat().st_size
+        with open(path, 'rb') as f: head = f.read(132)
+    except OSError as e: raise BrokenFile('unreadable', path, f'the file may not be read ({e.strerror})') from None
     if not size: raise BrokenFile('empty', path)
     if size > limits.file_mb * 2**20: raise BrokenFile('too-large', path, f'the file has {size / 2**20:.0f} MiB, file_mb is {limits.file_mb:g}')
-    with open(path, 'rb') as f: head = f.read(132)
     if head[128:132] == b'DICM': return 'dicom'
     for magic, kind in {b'\x89PNG': 'png', b'\xff\xd8\xff': 'jpeg', b'P2': 'pgm', b'P5': 'pgm', b'II*\0': 'tiff', b'MM\0*': 'tiff'}.items():
         if head.startswith(magic): return kind
@@ -105,11 +108,24 @@ def _inflate(path: Path, limits: Limits) -> tuple[BytesIO, Dataset] | None:
     return BytesIO(b''.join(out)), meta
 
 # %% ../nbs/10_dicom.ipynb #94d4b317
+class _Patience:
+    "A file that lets itself be read a limited number of times."
+    def __init__(self, file: BinaryIO):
+        self.file, self.left = file, 200_000  # reads; an element takes two or three, an item one
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.left -= 1
+        if self.left < 0: raise ValueError('too many elements')
+        return self.file.read(size)
+
+
 def _open(path: Path, limits: Limits, pixels: bool = False) -> tuple[Dataset, tuple[int, int]]:
     "The data set, and the tag at which reading stopped: (0x7fe0, 0x10) where pixel data come next."
     try:
-        src, meta = _inflate(path, limits) or (open(path, 'rb'), None)
-        with src:
+        file, meta = _inflate(path, limits) or (open(path, 'rb'), None)
+        with file:
+            src = _Patience(file)
             ds = dcmread(src, stop_before_pixels=not pixels, force=True, specific_tags=_TAGS + ['PixelData'] * pixels)
             order = 'big' if ds.original_encoding[1] is False else 'little'
             stop = tuple(int.from_bytes(src.read(2), order) for _ in range(2))
@@ -187,10 +203,11 @@ def _header(ds: Dataset, lay: Layout, key: bytes | None, notes: list[str]) -> He
     acquired = _date(_word(ds, 'AcquisitionDate')) or _date(_word(ds, 'StudyDate'))
     ts, study = _syntax(ds), pseudonym(_word(ds, 'StudyInstanceUID'), key)[1:]
     implant, sex = _word(ds, 'BreastImplantPresent').upper(), _word(ds, 'PatientSex').upper()
-    sop = pseudonym(_word(ds, 'SOPInstanceUID'), key)[1:]
-    return Header(lay.rows, lay.columns, lay.stored, _spacing(ds, notes), laterality, view, modifiers, _intent(ds), _word(ds, 'Manufacturer'),
-                  _word(ds, 'ManufacturerModelName'), _word(ds, 'Modality').upper(), _word(ds, 'InstitutionName'), pseudonym(_word(ds, 'PatientID'), key),
-                  _word(ds, 'AccessionNumber') or (study and 'E' + study), sop and 'S' + sop, {'YES': True, 'NO': False}.get(implant), acquired,
+    intent = i if (i := _intent(ds)) in ('FOR PRESENTATION', 'FOR PROCESSING') else ''  # any other text is somebody's remark
+    sop, hashed = pseudonym(_word(ds, 'SOPInstanceUID'), key)[1:], lambda letter, name: (p := pseudonym(_word(ds, name), key)[1:]) and letter + p
+    return Header(lay.rows, lay.columns, lay.stored, _spacing(ds, notes), laterality, view, modifiers, intent, _word(ds, 'Manufacturer'),
+                  _word(ds, 'ManufacturerModelName'), _word(ds, 'Modality').upper(), hashed('H', 'InstitutionName'), pseudonym(_word(ds, 'PatientID'), key),
+                  hashed('A', 'AccessionNumber') or (study and 'E' + study), sop and 'S' + sop, {'YES': True, 'NO': False}.get(implant), acquired[:4],
                   _age(ds, acquired), sex if sex in ('M', 'F', 'O') else '', lay.photometric, ts, 'dicom', DECODERS.get(ts, ''))
 
 # %% ../nbs/10_dicom.ipynb #54c50261
@@ -207,12 +224,31 @@ def _coded_size(frame: bytes) -> tuple[int, int, int, int] | None:
     return None
 
 # %% ../nbs/10_dicom.ipynb #e1be2e5f
+_SEGMENTS = {*range(0xc0, 0xd0), 0xdb, 0xdd, *range(0xe0, 0xf0), 0xf7, 0xf8, 0xfe} - {0xc8, 0xcc}
+
+
+def _in_order(frame: bytes) -> bool:
+    "Whether marker segment follows marker segment up to the pixels, tables among them. gdcm ends the process where one is damaged."
+    i, tables = 2, False
+    while i + 4 <= len(frame) and frame[i] == 0xff:
+        marker, size = frame[i + 1], int.from_bytes(frame[i + 2:i + 4], 'big')
+        if marker == 0xda: return tables
+        if marker != 0xff and (marker not in _SEGMENTS or size < 2): return False
+        tables |= marker in (0xc4, 0xf7)  # Huffman tables; JPEG-LS needs none
+        i += 1 if marker == 0xff else 2 + size
+    return False
+
+
+MOST_FRAGMENTS = 100_000  # pieces of a compressed frame; one or some hundreds are usual
+
+
 def _check_stream(ds: Dataset, lay: Layout, path: Path) -> None:
     "Compressed pixels have to be of the size that the header promises."
+    if ds.PixelData.count(b'\xfe\xff\0\xe0') > MOST_FRAGMENTS: raise BrokenFile('undecodable', path, 'the compressed pixels lie in too many pieces')
     try: frame = get_frame(ds.PixelData, 0, number_of_frames=1)
     except Exception as e: raise BrokenFile('undecodable', path, f'the compressed pixels are not packed as DICOM asks ({type(e).__name__})') from None
     size = _coded_size(frame)
-    if size is None: raise BrokenFile('undecodable', path, 'the compressed pixels do not begin like their transfer syntax')
+    if size is None or frame[:2] == b'\xff\xd8' and not _in_order(frame): raise BrokenFile('undecodable', path, 'the compressed pixels do not begin like their transfer syntax')
     if size[:3] != (lay.rows, lay.columns, lay.samples) or size[3] > lay.allocated:
         raise BrokenFile('undecodable', path, f'the header promises {lay.rows} × {lay.columns} × {lay.samples}, the compressed pixels hold '
                          f'{" × ".join(map(str, size[:3]))} of {size[3]} bits', 'Export it again.')
@@ -230,7 +266,7 @@ def _decode(ds: Dataset, lay: Layout, path: Path, syntax: str) -> np.ndarray:
                    samples_per_pixel=1, number_of_frames=1, photometric_interpretation=lay.photometric, correct_unused_bits=False, allow_excess_frames=False)
     try: arr = get_decoder(syntax).as_array(ds, raw=True, decoding_plugin='' if native else DECODERS[syntax], **options)[0]
     except Exception as e:  # decoders raise what they like; their text speaks of the code stream only
-        raise BrokenFile('undecodable', path, f'{DECODERS[syntax]} cannot decode it ({str(e).splitlines()[-1].strip()[:160]})') from None
+        raise BrokenFile('undecodable', path, f'{DECODERS[syntax]} cannot decode it ({(str(e).splitlines() or [type(e).__name__])[-1].strip()[:160]})') from None
     if arr.dtype.itemsize > 2: raise NotEligible('depth', path)
     return np.ascontiguousarray(arr, dtype=arr.dtype.newbyteorder('=')).view(f'u{arr.dtype.itemsize}')
 

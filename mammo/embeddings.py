@@ -32,7 +32,7 @@ from .manifest import DENSITY, DENSITY_5, DataSet
 from .models import backbone, build, count_parameters, find_weights
 from .material import Material, gather, prep_of
 from .projections import Projection, clustering_metrics, figure, project, scatter
-from .runs import RunDir, artefact, flat_run, logged
+from .runs import RunDir, artefact, flat_run, logged, table_text
 from .training import Encoder
 
 # %% ../nbs/40_embeddings.ipynb #f0e5c439
@@ -195,7 +195,7 @@ def _extract(run: RunDir, data: DataSet, cfg: EmbedConfig, encoder: Encoder, rec
     clock = time.perf_counter()
     log.info('embedding %s with %s, %s on %s', data, cfg.model.arch, encoder.fabric.precision_name, encoder.fabric.device)
     material = gather(data, cfg, run, needed=())
-    joined, part = joined_table(material.data).to_csv(index=False), run.file('unfinished')
+    joined, part = table_text(joined_table(material.data)), run.file('unfinished')
     if run.has('joined') and run.file('joined').read_text(encoding='utf-8') != joined: part.unlink(missing_ok=True)
     with run.write('joined', mode='w') as f: f.write(joined)
     images = Images(material.pixels, np.zeros(len(material.pixels), np.int64), material.data.manifest.sample_id)
@@ -212,7 +212,7 @@ def _extract(run: RunDir, data: DataSet, cfg: EmbedConfig, encoder: Encoder, rec
 def _root(manifest: pd.DataFrame) -> str:
     "The folder at which `ImagePath` begins."
     first = manifest.iloc[0]
-    return os.path.normpath(first.path.removesuffix(first.rel_path))
+    return str(Path(first.path).parents[len(Path(first.rel_path).parts) - 1])
 
 
 def _summary(cfg: EmbedConfig, encoder: Encoder, m: Material, record: dict) -> dict:
@@ -284,7 +284,7 @@ def _map(run: RunDir, t: FeatureTable, name: str, key: str, asked: dict) -> str:
         return _remember(run, key, {'asked': asked, 'left_out': e.what})
     for note in p.notes: log.warning('%s', note)
     frame = t.table[['EmbeddingIndex', 'sample_id']].join(pd.DataFrame(p.coords, columns=[f'{name}_{i + 1}' for i in range(p.coords.shape[1])]))
-    with run.write('projection', key, 'w') as f: frame.to_csv(f, index=False)
+    with run.write('projection', key, 'w') as f: f.write(table_text(frame))
     _picture(run, key, scatter(p, *classes_of(t)))
     return _remember(run, key, {'asked': asked, 'used': p.settings, 'explained': list(p.explained), 'notes': list(p.notes)})
 

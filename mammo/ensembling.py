@@ -30,7 +30,7 @@ from .manifest import DataSet, unlabelled
 from .metrics import auroc
 from .pipeline import answer, load_run, members
 from .prediction import _refused
-from .runs import RunDir, artefact, flat_run, logged
+from .runs import RunDir, artefact, flat_run, logged, table_text
 from .seeds import Training, find_training, read_training
 
 # %% ../nbs/53_ensembling.ipynb #6dc5f62e
@@ -225,7 +225,7 @@ def new_answers(cfg: EnsembleConfig,
 def asked(cfg: EnsembleConfig, group: list[Member]) -> DataSet:
     "The files of `--input`. Raises `ConfigError` where there is none."
     keep, limits, workers = _reading(cfg, group)
-    data = unlabelled(cfg.input, options=ReadOptions(keep=keep, limits=limits), workers=workers)
+    data = unlabelled(cfg.input, options=ReadOptions(keep=keep, limits=limits), workers=workers, pseudonymise=any(m.settings.data.pseudonymise for m in group))
     if not len(data.manifest) and not data.audit: raise ConfigError('holds no file', 'Give a folder with images, or files.', where='--input ' + ' '.join(map(str, cfg.input[:3])))
     return data
 
@@ -330,8 +330,8 @@ def _write(run: RunDir, cfg: EnsembleConfig, group: list[Member], data: DataSet 
     said = {'task': task.to_dict(), 'positive': task.display[1], 'runs': [_record(m, w) for m, w in zip(group, weights['weights'])], 'weights': weights, 'threshold': lines[-1].threshold, 'tta': cfg.tta, 'roles': roles,
             'warnings': warnings_of(group, lines, cfg), 'table': table.to_dict('records'), 'comparisons': comparisons(group, lines, cfg.n_boot, cfg.boot_seed), 'submission': of, 'n_boot': cfg.n_boot, 'boot_seed': cfg.boot_seed} | provenance()
     for w in said['warnings']: log.warning('%s', w)
-    with run.write('ensemble_table', mode='w') as f: table.to_csv(f, index=False)
-    with run.write('submission', mode='w') as f: handed.to_csv(f, index=False)
+    with run.write('ensemble_table', mode='w') as f: f.write(table_text(table))
+    with run.write('submission', mode='w') as f: f.write(table_text(handed))
     with run.write('figure', 'ensemble_roc') as f: curves(group, lines, table).savefig(f, format='png', dpi=150)
     with run.write('ensemble_report', mode='w') as f: f.write(_page(said, table))
     run.write_json('ensemble', said)

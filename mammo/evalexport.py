@@ -20,7 +20,7 @@ from .core import ConfigError, RunError, Task, hash_file, stable_hash
 from .figures import as_classes, confusion_figure, cooccurrence_figure, features_figure, findings_figure, roc_figure, role_features, training_figure
 from .metrics import headlines
 from .pipeline import members
-from .runs import RunDir, artefact, atomic, find_run, json_ready, load_config
+from .runs import RunDir, artefact, atomic, find_run, json_ready, load_config, table_text
 from .seeds import label_role, open_folder, read_whole
 
 # %% ../nbs/60_evalexport.ipynb #3771bbc9
@@ -92,7 +92,7 @@ def contents(run: RunDir) -> dict[str, bytes]:  # Name in the export → content
     out |= {artefact('heat', r): _json(run.read_json('heat', r)) for r in named if run.has('heat', r)}
     out |= dict(_figures(run, task, roles)) | {artefact('environment'): _json(environment(run))}
     sheet = reporting_sheet(run)
-    out |= {artefact('card'): model_card(run).encode(), artefact('sheet'): sheet_text(sheet, run.path.name).encode(), artefact('sheet_table'): sheet.to_csv(index=False).encode()}
+    out |= {artefact('card'): model_card(run).encode(), artefact('sheet'): sheet_text(sheet, run.path.name).encode(), artefact('sheet_table'): table_text(sheet).encode()}
     return dict(sorted(out.items()))
 
 # %% ../nbs/60_evalexport.ipynb #44df902f

@@ -18,7 +18,7 @@ from .endpoints import best_f1, endpoint_of, evaluate_endpoint, format_endpoint
 from .manifest import label_columns
 from .metrics import evaluate, format_metrics
 from .objectives import Objective
-from .runs import RunDir
+from .runs import RunDir, table_text
 from .training import Answers, Learner
 
 # %% ../nbs/33_evaluation.ipynb #f6b4d800
@@ -329,11 +329,11 @@ def write_role(run: RunDir,
     task, objective = learner.task, learner.objective
     metrics, exams = score(task, objective, answers, rows, role, n_boot) | facts, exam_level(task, objective, answers.probs, rows)
     text = f'{role}: {metrics["note"]}\n\n{format_metrics(metrics)}\n'
-    with run.write('predictions', role, 'w') as f: prediction_table(task, objective, answers.probs, rows).to_csv(f, index=False)
+    with run.write('predictions', role, 'w') as f: f.write(table_text(prediction_table(task, objective, answers.probs, rows)))
     if not exams.alone:
         metrics['exam'] = score_exams(task, objective, exams, n_boot) | _exam_sets(task, exams, calibration or {}, n_boot)
         text += f'\n{_exam_text(metrics["exam"])}'
-        with run.write('exams', role, 'w') as f: exam_table(task, objective, exams).to_csv(f, index=False)
+        with run.write('exams', role, 'w') as f: f.write(table_text(exam_table(task, objective, exams)))
     metrics |= trust(task, answers, rows, role, threshold, calibration, n_boot)
     text += '\n' + _trust_text(metrics)
     with run.write('embeddings', role) as f: np.save(f, answers.features.astype(np.float32))

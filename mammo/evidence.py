@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .burned import without_text
 from .calibration import abstention_curve, abstention_figure, reliability, reliability_figure
 from .config import EvidenceConfig, TrainConfig, unflat
 from .core import ConfigError, RunError, between, decimals, markdown_table, provenance
@@ -22,7 +23,7 @@ from .endpoints import decision_curve, decision_figure, endpoint_of, endpoint_sc
 from .manifest import DataSet
 from .material import chosen, read_options
 from .probes import curve_plot, learning_curve, power_law, write_probes
-from .runs import RunDir, artefact
+from .runs import RunDir, artefact, table_text
 from .seeds import Training, find_training, label_role, labels_of, one_finding, read_whole
 from .subgroups import BY, NAMES, readers_band, write_subgroups
 from .validation import OF_BREASTS
@@ -53,15 +54,17 @@ def role_of(run: RunDir,
 
 class Pictures(Sequence):
     "Stored files as display-ready grey pictures (H, W), each read when it is looked at."
-    def __init__(self, paths: Sequence, options: ReadOptions = ReadOptions()): self.paths, self.options = list(paths), options
+    def __init__(self, paths: Sequence, options: ReadOptions = ReadOptions(), mask_text: bool = False): self.paths, self.options, self.mask_text = list(paths), options, mask_text
     def __len__(self): return len(self.paths)
-    def __getitem__(self, i: int) -> np.ndarray: return read_image(self.paths[i], self.options).img
+    def __getitem__(self, i: int) -> np.ndarray:
+        img = read_image(self.paths[i], self.options).img
+        return without_text(img)[0] if self.mask_text else img
 
 # %% ../nbs/48_evidence.ipynb #e2d78821
 def write_abstention(run: RunDir, role: str, t: Training, n_boot: int = 1000) -> pd.DataFrame:
     "`metrics/{role}_abstention.csv` and its figure: accuracy and quadratic kappa of the share that is answered, most certain images first."
     role, curve = label_role(role, t.label), abstention_curve(t.task, t.table.target.to_numpy(), t.table[t.task.prob_columns].to_numpy(), t.table.patient_key, n_boot=n_boot, decoded=t.table.decoded.to_numpy())
-    with run.write('abstention', role, 'w') as f: curve.to_csv(f, index=False)
+    with run.write('abstention', role, 'w') as f: f.write(table_text(curve))
     with run.write('figure', f'{role}_abstention') as f: abstention_figure({role: curve}).savefig(f, dpi=200, format='png')
     return curve
 
@@ -173,7 +176,7 @@ NOTES = {'val': 'Selection set: its images chose the epoch, the figures are opti
 def _evidence_of(run: RunDir, role: str, t: Training, data: DataSet, options: ReadOptions, cfg: EvidenceConfig, probes: dict | None, learned: tuple | None) -> tuple[dict, str]:   # As written to the JSON, and the page
     "All of a run with classes, or of one finding."
     name = label_role(role, t.label)
-    table, words = write_subgroups(run, role, data.manifest, Pictures(data.manifest.path, options) if cfg.worst else None, cfg.by or BY, cfg.n_boot, max(cfg.worst, 1), t.label)
+    table, words = write_subgroups(run, role, data.manifest, Pictures(data.manifest.path, options, t.settings.get('mask_text', False)) if cfg.worst else None, cfg.by or BY, cfg.n_boot, max(cfg.worst, 1), t.label)
     curve, (calibration, after) = write_abstention(run, role, t, cfg.n_boot), write_calibration(run, role, t, cfg.n_boot)
     decision = write_decision(run, role, t, after, cfg.n_boot)
     said = {'run': run.path.name, 'role': role, 'label': t.label, 'note': NOTES[role], 'n': len(t.table), 'n_patients': int(t.table.patient_key.nunique()), 'subgroups': {'said': words, 'groups': table.to_dict('records')}, 'errors': errors_of(t), 'calibration': calibration, 'decision': decision,

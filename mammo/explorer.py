@@ -20,6 +20,7 @@ from .core import ConfigError, MammoError
 from .dicom import ReadOptions, read_image
 from .embeddings import classes_of, read_map
 from .fusion import FeatureTable, load_features
+from .private import files_of
 from .projections import scatter
 from .runs import RunDir
 
@@ -33,11 +34,11 @@ class Pictures:
                  ):
         self.root, self.prep, self.table = Path(root or t.summary['image_root']), Prep.from_dict(t.summary['prep'] | {'size': size, 'bits': 8, 'fit': 'pad'}), t.table
         self.options = ReadOptions(voi=self.prep.voi, window=self.prep.window, keep=tuple(t.summary['keep']))
-        self.png = lru_cache(64)(self._png)
+        self.paths, self.png = files_of(self.root, self.table.ImagePath), lru_cache(64)(self._png)
 
     def _png(self, i: int) -> bytes:
         row = self.table.iloc[i]
-        img = read_image(self.root / row.ImagePath, self.options, key=b'no pseudonym is kept').img
+        img = read_image(self.paths[i], self.options, key=b'no pseudonym is kept').img
         out = io.BytesIO()
         Image.fromarray(prepare(img, self.prep, row.laterality if row.laterality in ('L', 'R') else '').pixels).save(out, 'PNG')
         return out.getvalue()

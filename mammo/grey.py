@@ -25,11 +25,11 @@ NOT_ELIGIBLE = {'colour': 'this is a colour picture', 'multi-frame': 'the file h
                 'tomosynthesis': 'this is a slice or projection of a tomosynthesis', 'implant': 'the breast holds an implant',
                 'implant-displaced': 'the implant was displaced for this view', 'spot': 'this is a spot compression view',
                 'magnification': 'this is a magnification view', 'localizer': 'this is a localizer', 'specimen': 'this shows a specimen'}
-BROKEN = {'missing': 'there is no such file', 'empty': 'the file is empty', 'not-an-image': 'this is no DICOM, PNG, JPEG, PGM or TIFF image',
+BROKEN = {'missing': 'there is no such file', 'unreadable': 'the file may not be read', 'empty': 'the file is empty', 'not-an-image': 'this is no DICOM, PNG, JPEG, PGM or TIFF image',
           'no-pixel-data': 'there is no pixel data', 'dimensions': 'rows and columns make no sense', 'truncated': 'the file is cut off',
           'too-large': 'the image is larger than the limits allow', 'damaged': 'the file is damaged', 'undecodable': 'the pixels cannot be decoded'}
 _FIXES = {'colour': 'Give the grey original.', 'multi-frame': 'Give single 2D images.', 'depth': 'Convert it to 8 or 16 bit integers.',
-          'missing': 'Check the path.', 'empty': 'Copy it again from the archive.',
+          'missing': 'Check the path.', 'unreadable': 'Check its permissions and the disk.', 'empty': 'Copy it again from the archive.',
           'not-an-image': 'Leave it out, or check that the right file was exported.',
           'no-pixel-data': 'Export it again with its pixels.', 'dimensions': 'Export it again.', 'truncated': 'Copy it again from the archive.',
           'damaged': 'Copy it again from the archive.', 'too-large': 'Raise the limit named here (Limits) if the image is really meant.',
@@ -84,9 +84,15 @@ class ReadOptions:
         return reason in self.keep or (reason == 'implant-displaced' and 'implant' in self.keep)
 
 # %% ../nbs/09_grey.ipynb #86d2bdf8
+LONGEST, MOST_ITEMS = 2**16, 1000  # bytes of a value and items of a sequence that are looked at; a file of 8 MB can hold a million items
+
 def _raw(ds: Dataset, keyword: str) -> object:
-    "The value of an element, None where it is absent or unreadable."
-    try: return ds.get(keyword)
+    "The value of an element, None where it is absent, unreadable or beyond measure."
+    try:
+        found = getattr(ds.get_item(keyword), 'value', None) if keyword in ds else None
+        if isinstance(found, bytes) and keyword.endswith('Sequence') and sum(map(found.count, (b'\xfe\xff\0\xe0', b'\xff\xfe\xe0\0'))) > MOST_ITEMS: return None
+        if isinstance(found, bytes) and not keyword.endswith(('Sequence', 'Data')) and len(found) > LONGEST: return None
+        return ds.get(keyword)
     except Exception: return None  # pydicom converts on access and raises whatever a vendor's bytes provoke
 
 def _numbers(ds: Dataset, keyword: str) -> list[float]:
@@ -205,7 +211,7 @@ def _lut(values: np.ndarray, item: Dataset, little: bool, what: str, notes: list
 def _lut_bits(data: np.ndarray, bits: int, what: str, notes: list[str]) -> int:
     "The bits that entries fill: what is announced, unless they need more, or less than a quarter of its range."
     need = int(data.max()).bit_length()
-    if what == 'modality LUT' or need <= bits <= min(need + 2, 16): return bits
+    if what == 'modality LUT' or need <= bits <= min(need + 2, 16): return max(bits, 1)
     notes.append(f'{what}: entries use {need} of {bits} announced bits; taken as {need} bits')
     return max(need, 1)
 

@@ -24,7 +24,7 @@ from .gradcam import FINAL, choose_examples, enlarge, grid, layers_figure, map_a
 from .looking import Look, looks_at
 from .manifest import DataSet
 from .metrics import patient_index, resample_counts
-from .runs import RunDir, artefact
+from .runs import RunDir, artefact, table_text
 from .seeds import label_role
 
 # %% ../nbs/55_heatmaps.ipynb #8bac1286
@@ -236,7 +236,7 @@ def agreement_figure(agreement: pd.DataFrame):  # `matplotlib.figure.Figure`
 
 # %% ../nbs/55_heatmaps.ipynb #9d675152
 def _write_csv(run: RunDir, kind: str, role: str, table: pd.DataFrame) -> None:
-    with run.write(kind, role, 'w') as f: table.to_csv(f, index=False)
+    with run.write(kind, role, 'w') as f: f.write(table_text(table))
 
 
 def _write_figure(run: RunDir, name: str, fig, dpi: int = 200) -> str:

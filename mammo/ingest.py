@@ -30,7 +30,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 # %% ../nbs/15_ingest.ipynb #85d34c0b
-from . import breast, dicom, grey, jobs
+from . import breast, burned, dicom, grey, jobs
 from .breast import Prep, prepare
 from .core import ConfigError, DataError, MammoError, file_stamp, hash_file, stable_hash
 from .dicom import DicomError, Limits, NotEligible, ReadOptions, read_image
@@ -39,7 +39,7 @@ from .runs import atomic, json_ready
 # %% ../nbs/15_ingest.ipynb #98398bd5
 LIBRARIES = ('pydicom', 'python-gdcm', 'pylibjpeg-openjpeg', 'pillow', 'numpy', 'scipy')
 FORMAT = 1  # of an entry in the store
-_DECIDES = (grey, dicom, breast)  # modules whose code decides about pixels
+_DECIDES = (grey, dicom, breast, burned)  # modules whose code decides about pixels
 
 # %% ../nbs/15_ingest.ipynb #8a81c043
 @cache
@@ -175,7 +175,7 @@ def _sizes(data: bytes | mmap.mmap, where: object) -> tuple[int, int, int, int, 
     "Bytes a pixel, rows, columns, length of the record and CRC, if they go with the length of the file."
     if len(data) < PIXELS_AT: raise DamagedEntry('the entry is cut off', where=where)
     magic, width, rows, columns, tail, crc = HEAD.unpack_from(data)
-    if magic != MAGIC or width not in (1, 2): raise DamagedEntry('this is no entry of this store', where=where)
+    if magic != MAGIC or width not in (1, 2) or any(data[HEAD.size:PIXELS_AT]): raise DamagedEntry('this is no entry of this store', where=where)
     if len(data) != PIXELS_AT + width * rows * columns + tail: raise DamagedEntry('the entry is cut off', where=where)
     return width, rows, columns, tail, crc
 

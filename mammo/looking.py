@@ -70,7 +70,7 @@ class Look:
 
     def picture(self, i: int) -> np.ndarray:   # (H, W) in [0, 1]
         "The stored picture, tissue bright."
-        return Pictures([self.rows.path.iloc[i]], read_options(self.settings))[0]
+        return Pictures([self.rows.path.iloc[i]], read_options(self.settings), self.settings.image.mask_text)[0]
 
     def mask(self, i: int) -> np.ndarray:      # (S, S) bool
         "The breast in the model's square. Where the run took the whole picture, the breast is looked for now; all that is picture where there is none, as on an X-ray of a chest or a spine."

@@ -39,7 +39,7 @@ def fabric_of(cfg: RunConfig) -> lf.Fabric:
 
 def prep_of(cfg: ImageConfig) -> Prep:
     "The preprocessing that the settings ask for."
-    return Prep(size=cfg.img_size, fit=cfg.fit, region=cfg.region, bits=cfg.store_bits, stretch=cfg.stretch, voi=cfg.voi, window=cfg.window)
+    return Prep(size=cfg.img_size, fit=cfg.fit, region=cfg.region, bits=cfg.store_bits, stretch=cfg.stretch, voi=cfg.voi, window=cfg.window, mask_text=cfg.mask_text and cfg.region == 'full')
 
 
 def read_options(cfg: TrainConfig | EmbedConfig) -> ReadOptions:
@@ -65,7 +65,7 @@ def need_labels(data: DataSet) -> None:
 # %% ../nbs/33_material.ipynb #c3068cdb
 def scan_settings(cfg: TrainConfig | EmbedConfig) -> dict:
     "What every adapter is told of how headers are read: by how many processes, remembered where, with which limits."
-    return {'workers': None if cfg.run.num_workers < 0 else cfg.run.num_workers, 'cache': cache_folder(cfg) if cfg.image.cache_mode == 'disk' else None, 'options': read_options(cfg)}
+    return {'workers': None if cfg.run.num_workers < 0 else cfg.run.num_workers, 'cache': cache_folder(cfg) if cfg.image.cache_mode == 'disk' else None, 'options': read_options(cfg), 'pseudonymise': cfg.data.pseudonymise}
 
 # %% ../nbs/33_material.ipynb #03c2386e
 def with_twins(data: DataSet,               # Before roles are dealt

@@ -167,7 +167,7 @@ class Ordinal(CrossEntropy):
     def probs(self, logits: Tensor) -> Tensor:
         "Probabilities (N, K); each row sums to one."
         logits = _checked(self, logits)
-        start = logits.new_zeros(len(logits), 1)
+        start = torch.zeros_like(logits[:, :1])
         reach = torch.cat([start, F.logsigmoid(logits).cumsum(-1)], -1)      # log P(y > j - 1)
         return (reach + torch.cat([F.logsigmoid(-logits), start], -1)).exp()
 

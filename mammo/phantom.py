@@ -20,6 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, g
 from .anatomy import BANDS, VENDORS, WIDTH_MM, Phantom, Vendor, check_matrix, dense_fraction, phantom, rng_for
 from .core import ConfigError, DataError
 from .jobs import map as jobs_map
+from .runs import table_text
 
 # %% ../nbs/11_phantom.ipynb #e47c0876
 SOP_CLASS = '1.2.840.10008.5.1.4.1.1.1.2'
@@ -285,5 +286,5 @@ def write_study(out: str | Path,             # Folder; gets `archive/<AccessionN
     table.unlink(missing_ok=True)
     for done in jobs_map(_write_exam, [(e, str(archive), rows, columns) for e in plan], workers=workers, desc='phantoms', progress=progress):
         if not done.ok: raise done.error
-    pd.DataFrame({'AccessionNumber': [e.accession for e in plan], 'BI-RADS': [e.density for e in plan]}).to_csv(table, index=False)
+    table.write_text(table_text(pd.DataFrame({'AccessionNumber': [e.accession for e in plan], 'BI-RADS': [e.density for e in plan]})), encoding='utf-8')
     return table

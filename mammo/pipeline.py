@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'SEARCHED', 'VIEWS', 'class_weights', 'strategy_advice', 'make_learner', 'check', 'train', 'train_model',
-           'fit_model', 'trace', 'members', 'load_run', 'answer', 'train_views', 'Phase', 'run_phase', 'train_phases',
-           'as_kept', 'calibrate', 'evaluate_roles', 'package_thresholds', 'summary']
+           'fit_model', 'trace', 'members', 'file_hashes', 'whole_checkpoint', 'load_run', 'answer', 'train_views',
+           'Phase', 'run_phase', 'train_phases', 'as_kept', 'calibrate', 'evaluate_roles', 'package_thresholds',
+           'summary']
 
 # %% ../nbs/34_pipeline.ipynb #aee92be3
 import json
@@ -23,7 +24,7 @@ import torch
 from .activations import choose_views
 from .calibration import fit_conformal, fit_temperature
 from .config import TrainConfig, differences, fingerprint, flat, unflat
-from .core import ConfigError, DataError, RunError, Task, provenance
+from .core import ConfigError, DataError, RunError, Task, WeightsError, hash_file, provenance
 from .devices import first_says
 from .evaluation import exam_level, fit_thresholds, role_note, write_role
 from .fusion import FeatureTable, FusedHead, extraction, load_features, standardise
@@ -134,7 +135,7 @@ def train_model(run: RunDir, material: Material, cfg: TrainConfig, facts: dict |
     if not learner.fabric.is_global_zero: return
     learners, _ = load_run(run, cfg.run.device, cfg.run.precision)
     metrics, learner.objective = evaluate_roles(run, learners, material, cfg), learners[''].objective
-    run.write_json('summary', summary(cfg, learner, {'': progress}, metrics, weights, material) | {'seconds': round(time.perf_counter() - clock, 1)})
+    run.write_json('summary', summary(cfg, learner, {'': progress}, metrics, weights, material) | file_hashes(run) | {'seconds': round(time.perf_counter() - clock, 1)})
     trace(run, cfg, progress, learner.task.monitor)
 
 
@@ -196,9 +197,22 @@ def members(run: RunDir) -> dict[str, RunDir]:  # View → run; empty for a run 
     return {v: RunDir(run.file('member', v)) for v in VIEWS if run.has('member', v)}
 
 
+def file_hashes(run: RunDir) -> dict[str, dict[str, str]]:  # For `summary.json`
+    "SHA-256 of the checkpoints that a run leaves."
+    return {'checkpoints': {artefact(k): hash_file(run.file(k)) for k in ('best', 'last') if run.has(k)}}
+
+
+def whole_checkpoint(run: RunDir) -> Path:
+    "Best checkpoint of a run, else last. Raises `WeightsError` where it is not the file that the training wrote; runs that recorded no hash are not held to it."
+    kind = 'best' if run.has('best') else 'last'
+    wanted = run.read_json('summary').get('checkpoints', {}).get(artefact(kind)) if run.has('summary') else None
+    if wanted and run.has(kind) and hash_file(run.file(kind)) != wanted: raise WeightsError('is not the file that the training wrote: its SHA-256 has changed', 'Copy the run again from where it came.', where=run.file(kind))
+    return run.file(kind)
+
+
 def load_run(run: RunDir, device: str = 'auto', precision: str = 'auto') -> tuple[dict[str, Learner], dict]:
     "The models of a run by view, `''` for the one of a run without views (best checkpoint, else last), and the checkpoint's other entries."
-    loaded = {v: load_learner(r.file('best' if r.has('best') else 'last'), device, precision) for v, r in (members(run) or {'': run}).items()}
+    loaded = {v: load_learner(whole_checkpoint(r), device, precision) for v, r in (members(run) or {'': run}).items()}
     return {v: learner for v, (learner, _) in loaded.items()}, next(iter(loaded.values()))[1]
 
 # %% ../nbs/34_pipeline.ipynb #6ba1c265
@@ -257,7 +271,7 @@ def run_phase(run: RunDir, number: int, name: str, cfg: TrainConfig, material: M
     if learner.fabric.is_global_zero:
         own.write_json('config', {'schema': SCHEMA, 'fingerprint': fingerprint(cfg), 'settings': flat(cfg)})
         metrics = evaluate_roles(own, load_run(own, cfg.run.device, cfg.run.precision)[0], material, cfg, ('val',))
-        own.write_json('summary', summary(cfg, learner, {'': progress}, metrics, weights, material) | {'phase': name})
+        own.write_json('summary', summary(cfg, learner, {'': progress}, metrics, weights, material) | file_hashes(own) | {'phase': name})
     learner.fabric.barrier()
     return Phase(name, cfg, own, progress, material)
 
@@ -281,7 +295,7 @@ def train_phases(run: RunDir, material: Material, cfg: TrainConfig, facts: dict 
     shown, _ = make_learner(kept.material, kept.cfg)
     shown.objective = learners[''].objective
     changed = {k: v for k, v in flat(kept.cfg).items() if v != flat(cfg)[k] and k not in ('phases', 'high_res')}
-    run.write_json('summary', summary(cfg, shown, {'': progress}, metrics, done[0].run.read_json('summary')['weights_record'], material) | {
+    run.write_json('summary', summary(cfg, shown, {'': progress}, metrics, done[0].run.read_json('summary')['weights_record'], material) | file_hashes(run) | {
         **changed, 'epochs': sum(p.cfg.optim.epochs for p in done), 'phases': [_told(p) for p in done], 'kept': {'phase': kept.name, 'settings': changed}, 'seconds': round(time.perf_counter() - clock, 1)})
     trace(run, cfg, progress, learners[''].task.monitor)
 
@@ -349,7 +363,10 @@ def package_thresholds(run: RunDir, learners: dict[str, Learner], answers: Answe
     for view, learner in learners.items():
         learner.objective, own = objective, members(run).get(view, run)
         kind = 'best' if own.has('best') else 'last'
+        said = own.read_json('summary') if own.has('summary') else None
+        if said: own.write_json('summary', {k: v for k, v in said.items() if k != 'checkpoints'})  # a process may die between two files
         save(own, kind, read_checkpoint(own.file(kind)) | {'objective': objective.to_dict()})
+        if said: own.write_json('summary', said | file_hashes(own))
     run.write_json('thresholds', records)
     if shaky := [f'{l} ({r["n_positive"]})' for l, r in records.items() if 'note' in r]: log.warning('thresholds that few positive images of val have chosen, or none: %s', ', '.join(shaky))
     return records[learner.task.labels[1]] if learner.task.kind == 'multiclass' else None

@@ -26,7 +26,7 @@ from .likeness import PICTURES, unlike
 from .loading import Images
 from .manifest import DataSet, unlabelled
 from .pipeline import answer, load_run
-from .runs import atomic, find_run, load_config
+from .runs import atomic, find_run, load_config, table_text
 from .training import Learner
 
 # %% ../nbs/39_prediction.ipynb #d069ac8c
@@ -58,7 +58,7 @@ def predict(cfg: PredictConfig) -> pd.DataFrame:  # As written to `cfg.out`
     learners, ckpt = load_run(run, cfg.device, cfg.precision)
     table, learner = features_for(cfg, ckpt), next(iter(learners.values()))
     keep, workers = tuple(sorted({*ckpt['keep'], *cfg.keep})), None if cfg.num_workers < 0 else cfg.num_workers
-    data = unlabelled(cfg.input, options=ReadOptions(keep=keep, limits=limits), workers=workers)
+    data = unlabelled(cfg.input, options=ReadOptions(keep=keep, limits=limits), workers=workers, pseudonymise=cfg.pseudonymise or load_config(run).get('pseudonymise', False))
     if not len(data.manifest) and not data.audit: raise ConfigError('holds no file', 'Give a folder with images, or files.', where='--input ' + ' '.join(map(str, cfg.input[:3])))
     if load_config(run).get('classes', 'density') not in ('density', 'binary'): data = _own_exams(data)
     with tempfile.TemporaryDirectory() as store:
@@ -115,12 +115,12 @@ def _write(out: Path, learner: Learner, raw: np.ndarray, rows: pd.DataFrame, mor
     table = table.assign(path=rows.rel_path, status='ok', **more)
     if n := sum(map(bool, more['unlike_training'])): log.warning('%d of %d images are unlike the training images (column unlike_training): their probabilities mean less', n, len(rows))
     table = pd.concat([table, refused], ignore_index=True)
-    with atomic(out) as f: table.to_csv(f, index=False)
+    with atomic(out) as f: f.write(table_text(table))
     if len(rows):
         once = ~rows.duplicated(['exam_id', 'file_hash']).to_numpy()
         if n := (~once).sum(): log.warning('%d files are copies of another: an exam counts each image once', n)
         exams = _exam_rows(learner, raw[once], probs[once], rows[once].reset_index(drop=True), np.array([bool(w) for w in more['unlike_training']])[once], calibration)
-        with atomic(exams_beside(out)) as f: exams.to_csv(f, index=False)
+        with atomic(exams_beside(out)) as f: f.write(table_text(exams))
     return table
 
 

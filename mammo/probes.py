@@ -29,7 +29,7 @@ from .dicom import ReadOptions, read_image
 from .jobs import map as jobs_map
 from .manifest import DataSet
 from .material import chosen
-from .runs import RunDir
+from .runs import RunDir, table_text
 from .splits import group_folds
 
 # %% ../nbs/46_probes.ipynb #76df5f44
@@ -379,7 +379,7 @@ def learning_curve(data: DataSet,
     answers = {n: [(index(t, 'pred_label'), t.sort_values('sample_id')[data.task.prob_columns].to_numpy(float), t.sort_values('sample_id').fold.to_numpy())] for n, t in told.items()}
     draws = bootstrap(answers, index(one, 'true_label'), one.patient_key, n_boot)
     table = curve_table(draws, int(one.patient_key.nunique()))
-    with RunDir(outdir).write('learning_curve', mode='w') as f: table.to_csv(f, index=False)
+    with RunDir(outdir).write('learning_curve', mode='w') as f: f.write(table_text(table))
     return table, draws
 
 # %% ../nbs/46_probes.ipynb #7539bccd

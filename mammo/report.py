@@ -26,7 +26,7 @@ from .looking import looks_at
 from .manifest import DataSet
 from .metrics import headlines
 from .models import backbone
-from .runs import RunDir, artefact, atomic, sweep
+from .runs import RunDir, artefact, atomic, sweep, table_text
 from .seeds import SHOWN, TITLES, collect, draw, find_training, in_name, read_whole, seed_figures, seeds_table, shown
 
 # %% ../nbs/60_report.ipynb #c80548ec
@@ -289,7 +289,7 @@ def pack_run(run: RunDir, role: str, task: Task, cfg: ReportPackConfig, data_of:
         kind = f'gradcam {l.task.display[1]}' if l.t.label else 'gradcam'
         stem = name.format('_'.join(filter(None, ['gradcam', in_name(l.t.label)])))
         files[kind] = _save(out / f'{stem}.png', fig)
-        with atomic(out / f'{stem}.csv') as f: _by_row(run, role, table).to_csv(f, index=False)
+        with atomic(out / f'{stem}.csv') as f: f.write(table_text(_by_row(run, role, table)))
     return files
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'LOST', 'SERIOUS', 'NAMES', 'SUFFIXES', 'JUNK', 'GIVEN', 'audit_row', 'read_table', 'find_column',
-           'is_image', 'find_images', 'relative_path', 'usual_place', 'image_folder', 'locate', 'scan', 'plain_texts',
-           'safe_text', 'side', 'scan_listed']
+           'is_image', 'find_images', 'relative_path', 'usual_place', 'image_folder', 'locate', 'located', 'scan',
+           'plain_texts', 'safe_text', 'side', 'scan_listed']
 
 # %% ../nbs/11_scan.ipynb #9ac5c4a2
 import hmac
@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sqlite3
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -24,7 +25,7 @@ from pathlib import Path
 
 # %% ../nbs/11_scan.ipynb #ce60e169
 from . import dicom, grey, jobs
-from .core import ConfigError, DataError, MammoError, file_stamp, hash_file, stable_hash, user_key
+from .core import ConfigError, DataError, MammoError, file_stamp, hash_file, pseudonym, stable_hash, user_key
 from .dicom import NotEligible, ReadOptions, read_header
 
 # %% ../nbs/11_scan.ipynb #41997520
@@ -47,6 +48,8 @@ REASONS = {
     'patient_conflict': 'an exam with images of different patients: all its images dropped',
     'patient_unknown': 'no patient is known: each image counts as a patient of its own',
     'look_alike': 'images of unknown patients that look alike: they count as one patient',
+    'split_conflict': 'training images of a patient who stands in the publisher\'s test set too: left out',
+    'other_edition': 'densities of an earlier edition of BI-RADS: 1 to 4 are not quite today\'s A to D',
     'held_out': 'test images of the publisher, left out of cross-validation',
     'duplicate': 'the same file as another one, which is kept',
     'duplicate_conflict': 'the same file under different patients or labels: all of them dropped',
@@ -86,14 +89,16 @@ def read_table(csv: str | Path,   # Comma, semicolon or tab between the cells; U
     except OSError as e: raise ConfigError(f'cannot be read ({e.strerror})', 'Give the CSV file with the labels.', where=where) from None
     except UnicodeError: raise DataError('is no text', 'Save it as CSV in UTF-8.', where=where) from None
     first = next((line for line in text.splitlines() if line.strip()), '')
-    try: rows = [(n, [_cell(c) for c in r]) for n, r in enumerate(csv_reader(StringIO(text), delimiter=max(',;\t', key=first.count)), 1)]
-    except CsvError as e: raise DataError(f'is no CSV ({e})', 'Save it as CSV in UTF-8.', where=where) from None
+    rows, reader = [], csv_reader(StringIO(text, newline=''), delimiter=max(',;\t', key=first.count))
+    try: rows += ((n, [_cell(c) for c in r]) for n, r in enumerate(reader, 1))
+    except CsvError as e: raise DataError(f'is no CSV (line {reader.line_num}: {e})', 'Save it as CSV in UTF-8.', where=where) from None
     rows = [(n, r) for n, r in rows if any(r)]
     if len(rows) < 2: raise DataError('has no rows', 'It needs a line of column names and a line for each exam or image.', where=where)
     header = rows[0][1]
     if twice := sorted(c for c, n in Counter(filter(None, header)).items() if n > 1): raise DataError(f'two columns are called {twice}', where=where)
     for n, r in rows[1:]:
         if any(r[len(header):]): raise DataError(f'row {n} has more cells than the header', 'Quote cells that hold the separator.', where=where)
+        if odd := [c for c, v in zip(header, r) if '\0' in v or v.count('\n') > 9]: raise DataError(f'row {n}, column {odd[0]}: no cell holds such text', 'A quote may be left open, or the file is damaged.', where=where)
     frame = pd.DataFrame([(r + [''] * len(header))[:len(header)] for _, r in rows[1:]], columns=header, dtype=object)
     return frame.loc[:, [bool(c) for c in header]]
 
@@ -131,6 +136,7 @@ def is_image(path: str | Path,  # A file
     path = Path(path)
     if path.suffix.lower() in SUFFIXES: return True
     try:
+        if not stat.S_ISREG(path.stat().st_mode): return False  # to open a pipe is to wait for ever
         with open(path, 'rb') as f: head = f.read(132)
     except OSError: return True  # whoever reads it will say what is wrong with it
     return head[128:] == b'DICM' or head[:2] in (b'\x02\x00', b'\x08\x00')
@@ -148,7 +154,8 @@ def find_images(folder: str | Path,          # Searched with all its subfolders,
         elif not seen.add(real):
             folders[:] = sorted(f for f in folders if not f.startswith('.'))
             for p in (Path(here, f) for f in files if not f.startswith('.') and f.lower() not in JUNK):
-                if is_image(p): found.append(p)
+                if re.search('[\ud800-\udfff]', str(p)): notes.append(audit_row('unreadable', relative_path(p, root), detail='its name is not in UTF-8: rename it'))
+                elif is_image(p): found.append(p)
                 else: notes.append(audit_row('not_an_image', relative_path(p, root)))
     if audit is not None: audit += sorted(notes, key=lambda r: r['path'])
     return sorted(found, key=Path.as_posix)
@@ -159,7 +166,8 @@ def relative_path(path: str | Path,  # A file or folder
                   ) -> str:          # Under the root; outside of it the last two names, so that no machine's layout gets into a run
     "How audits and manifests name a file, with forward slashes."
     path, base = Path(os.path.abspath(path)), Path(os.path.abspath(root))
-    return (path.relative_to(base) if str(root) and path.is_relative_to(base) else Path(*path.parts[-2:])).as_posix()
+    name = (path.relative_to(base) if str(root) and path.is_relative_to(base) else Path(*path.parts[-2:])).as_posix()
+    return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')  # a name in bytes of another encoding, which no JSON or CSV would hold
 
 # %% ../nbs/11_scan.ipynb #f9220c29
 def usual_place(given: str | Path | None,  # What the user said
@@ -184,13 +192,28 @@ def image_folder(path: str | Path,           # What the user said
 def locate(text: str,           # A path in a table, with either slash
            places: list[Path],  # Where it may start, in the order of trust; at least one
            ) -> Path:           # In the first place that has it, else in the first place
-    "The file a table means."
-    paths = [place / text.replace('\\', '/') for place in places]
-    return next((p for p in paths if p.is_file()), paths[0])
+    "The file a table means. Raises `DataError` for a path that leads out of all places."
+    paths = [Path(os.path.normpath(place / text.replace('\\', '/'))) for place in places]
+    roots = {Path(f(place)) for place in places for f in (os.path.abspath, os.path.realpath)}
+    paths = [p for p in paths if any(Path(os.path.abspath(p)).is_relative_to(r) for r in roots)]
+    if not paths or '\0' in text: raise DataError(f'{text[:80]!r} leads out of the folder of the images', 'Write paths as they are below it, or give that folder with --dicom-root.')
+    return next((p for p in paths if os.path.isfile(p)), paths[0])
+
+
+def located(table: 'pd.DataFrame',  # From `read_table`
+            column: str,            # With a path in each row
+            places: list[Path],     # As in `locate`
+            where: object = '',     # The table, for the error
+            ) -> list[Path]:        # One a row
+    "The files a column means. The error names row and column."
+    for n, text in enumerate(table[column], 2):
+        try: locate(text, places)
+        except DataError as e: raise DataError(f'row {n}, column {column}: {e.what}', e.fix, where=where) from None
+    return [locate(text, places) for text in table[column]]
 
 # %% ../nbs/11_scan.ipynb #85e00348
 MANY = 200          # files from which worker processes and a progress bar pay
-SCAN_VERSION = 1    # of the records below
+SCAN_VERSION = 2    # of the records below
 
 
 def _scan_one(path: str, key: bytes, options: ReadOptions) -> dict:
@@ -325,6 +348,7 @@ def scan_listed(frame: 'pd.DataFrame',  # One row a file: `path`, `rel_path` and
     frame = pd.concat([frame, header.drop(columns=[c for c in header if c in frame])], axis=1)[(found.reason == '').to_numpy()]
     text = lambda c: plain_texts(frame[c]) if c in frame else [''] * len(frame)
     for c in GIVEN: frame[c] = [a or b for a, b in zip(frame[c], text(f'header_{c}'))]
+    told = {pseudonym(e, key)[1:]: e for e in {*frame.exam} - {''}}  # a header's accession number is a hash; the source may have said it in the open
     frame['view_modifier'] = ['+'.join(v) if isinstance(v, (list, tuple)) else '' for v in frame.get('view_modifiers', [])]
     return frame.assign(laterality=[side(s) for s in frame.laterality], view=[v.upper() for v in frame.view], patient_key=text('patient_key'),
-                        exam_id=[a or b for a, b in zip(frame.exam, text('exam_id'))])
+                        exam_id=[a or told.get(b[1:], b) for a, b in zip(frame.exam, text('exam_id'))])

@@ -34,7 +34,7 @@ from .material import cache_folder, gather
 from .metrics import monitored
 from .phases import RECIPES, recipe_defaults
 from .pipeline import SEARCHED, check, trace, train
-from .runs import SCHEMA, RunDir, json_ready, logged
+from .runs import SCHEMA, RunDir, json_ready, logged, table_text
 from .splits import without_test
 from .training import Progress, read_checkpoint
 
@@ -552,7 +552,7 @@ def write_page(study, run: RunDir, cfg: TuneConfig, space: tuple[Setting, ...], 
     "`trials.csv`, `study.json`, the figures and `study.md`, from what the study holds now."
     with alone(run): bury(study, run)
     said, monitor = record(study, run, cfg, space, seen, command), seen.task.monitor
-    with run.write('trials', mode='w') as f: trials_table(study, run).to_csv(f, index=False)
+    with run.write('trials', mode='w') as f: f.write(table_text(trials_table(study, run)))
     figures = {'history': draw_history(study, monitor)}
     if said['importances']: figures['importances'] = draw_importances(said['importances'], said['trials']['COMPLETE'])
     if len({t.value for t in in_state(study, 'COMPLETE')}) > 1: figures['parallel'] = draw_parallel(study, space, monitor)

@@ -23,7 +23,7 @@ from .config import FREE, SeedsConfig, differences
 from .core import ConfigError, DataError, MammoError, RunError, Task, between, decimals, markdown_table, provenance, stable_hash
 from .crossval import answers_statistic, figure_names, figures_in, out_of_fold, table_answers, without_lost
 from .metrics import HEADLINE, OF_FINDINGS, confusion, confusion_metrics, patient_index, resample_counts
-from .runs import RunDir, artefact, find_run, load_config
+from .runs import RunDir, artefact, find_run, load_config, table_text
 
 # %% ../nbs/45_seeds.ipynb #a43ebff3
 def sd_interval(values: np.ndarray,   # (S,) one figure a training
@@ -434,7 +434,7 @@ def _report(out: RunDir, made: str, used: list[Training], rows: list[dict], role
             'table': table.drop(columns=['status', 'reason']).to_dict('records'), 'figures': figures, 'agreement': agree, 'remarks': _remarks(used, figures), 'sd': 'sample standard deviation (ddof 1)',
             'n_boot': cfg.n_boot, 'boot_seed': cfg.boot_seed} | provenance()
     text = _text(said, table)
-    with out.write('seeds_table', mode='w') as f: table.to_csv(f, index=False)
+    with out.write('seeds_table', mode='w') as f: f.write(table_text(table))
     with out.write('seeds_report', mode='w') as f: f.write(text)
     if figures and len(used) > 1:
         with out.write('figure', 'seeds') as f: draw(figures, [x.seed for x in used], {x: [u.figures[x] for u in used] for x in figures}, f'{len(t)} {role} images, {t.patient_key.nunique()} patients', shown(used[0].task)).savefig(f, format='png', dpi=150)

@@ -17,7 +17,7 @@ from .comparing import FIGURES, interval, score_statistic
 from .core import ConfigError, DataError, Task
 from .manifest import COLUMNS
 from .metrics import patient_index, resample_counts, statistic_for
-from .runs import RunDir
+from .runs import RunDir, table_text
 from .seeds import Training, label_role, read_training
 
 # %% ../nbs/46_subgroups.ipynb #cab2c84c
@@ -250,8 +250,8 @@ def write_subgroups(run: RunDir,                    # Finished, or a folder of c
     mine = rows.iloc[at].reset_index(drop=True).assign(fold=t.table.fold.to_numpy())
     target, (decoded, probs, _) = t.table.target.to_numpy(np.int64), t.answers
     table, worst = subgroups(t.task, target, probs, mine, by, n_boot, decoded=decoded), worst_errors(t.task, target, probs, mine, n, decoded)
-    with run.write('subgroups', role, 'w') as f: table.to_csv(f, index=False)
-    with run.write('worst_errors', role, 'w') as f: worst.drop(columns='position').to_csv(f, index=False)
+    with run.write('subgroups', role, 'w') as f: f.write(table_text(table))
+    with run.write('worst_errors', role, 'w') as f: f.write(table_text(worst.drop(columns='position')))
     with run.write('figure', f'{role}_subgroups') as f: forest(table, band=readers_band(t.task)).savefig(f, dpi=200, format='png')
     if images is not None:
         own = worst.assign(position=at[worst.position])

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from .activations import Activations, choose_views
 from .config import OptimConfig, RunConfig
-from .core import ConfigError, InputSpec, RunError, Task, WeightsError
+from .core import ConfigError, InputSpec, MammoError, RunError, Task, WeightsError
 from .devices import add_gradients, add_up, average_statistics, make_fabric, put_together
 from .fusion import FusedHead
 from .loading import Images, ToInput, auto_workers, make_loader, sampling_chances
@@ -211,12 +211,21 @@ def read_checkpoint(path: str | Path) -> dict:
 def load_learner(path: str | Path, device: str = 'auto', precision: str = 'auto') -> tuple[Learner, dict]:
     "The model of a checkpoint, ready to be asked, and the checkpoint's other entries."
     ckpt = read_checkpoint(path)
+    try: model, spec, task, objective = _described(ckpt)
+    except MammoError: raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as e: raise WeightsError(f'has weights that do not fit what it says of itself: {ckpt.get("arch")} ({type(e).__name__})', 'It was altered, or made by another program.', where=path) from e
+    if objective.k != task.k: raise WeightsError(f'answers {objective.k} labels and names {task.k}', 'It was altered, or made by another program.', where=path)
+    return Learner(model, spec, make_fabric(device, precision), task, objective), ckpt
+
+
+def _described(ckpt: dict) -> tuple[Classifier, InputSpec, Task, Objective]:
+    "What a checkpoint says it holds, with its weights; takes them out of it."
     objective = Objective.from_dict(ckpt['objective'])
     model = build(backbone(ckpt['arch']), objective.out_dim, ckpt['dropout'], channels=ckpt['input_spec']['channels'])
     if ckpt['fusion']: model.head = FusedHead(model.row.width, **ckpt['fusion'])
     model.load_state_dict(ckpt.pop('model'))
     model.open(len(model.stages) - ckpt['frozen'])
-    return Learner(model.eval(), InputSpec.from_dict(ckpt['input_spec']), make_fabric(device, precision), Task.from_dict(ckpt['task']), objective), ckpt
+    return model.eval(), InputSpec.from_dict(ckpt['input_spec']), Task.from_dict(ckpt['task']), objective
 
 # %% ../nbs/32_training.ipynb #73948f48
 def one_label(learner: Learner,   # Of findings

@@ -30,12 +30,13 @@ from .fusion import Side, rows_of
 from .ingest import open_pixels
 from .likeness import unlike
 from .loading import Images
-from .manifest import DENSITY, DataSet, label_columns, load_dataset, select_readable
+from .datasets import load_dataset
+from .manifest import DENSITY, DataSet, label_columns, select_readable
 from .metrics import METRICS, evaluate, patient_index, resample_counts, statistic_for
 from .objectives import Binary
 from .pipeline import answer, load_run
 from .prediction import features_for
-from .runs import RunDir, find_run, load_config
+from .runs import RunDir, find_run, load_config, table_text
 from .seeds import open_folder
 from .subgroups import forest, multiplicity, subgroups
 from .training import Answers, Learner
@@ -111,7 +112,7 @@ def site_data(cfg: ValidateConfig, task: Task, options: ReadOptions,
         there = replace(own, data=replace(own.data, csv=cfg.csv, dicom_root=cfg.dicom_root, dataset=cfg.dataset, subset=0, keep=options.keep), run=replace(own.run, num_workers=cfg.num_workers))
         return in_terms_of(task, data_of(there), f'--csv {cfg.csv}' if cfg.csv else f'--dicom-root {cfg.dicom_root}')
     kw = {'task': task} if task.kind == 'multilabel' else {'include_class_5': True} if '5' in task.labels else {}
-    data = load_dataset(cfg.dataset, cfg.csv, cfg.dicom_root, workers=None if cfg.num_workers < 0 else cfg.num_workers, options=options, **kw)
+    data = load_dataset(cfg.dataset, cfg.csv, cfg.dicom_root, workers=None if cfg.num_workers < 0 else cfg.num_workers, options=options, pseudonymise=bool(own and own.data.pseudonymise), **kw)
     return in_terms_of(task, data, f'--csv {cfg.csv}' if cfg.csv else f'--dicom-root {cfg.dicom_root}')
 
 
@@ -355,12 +356,12 @@ def _write(out: RunDir, said: dict, learner: Learner, data: DataSet, answers: An
     table = prediction_table(task, learner.objective.tempered(said['run_temperature'] or 1.), answers.probs, rows).assign(unlike_training=why)
     for c, p in zip(task.prob_columns, after.T): table[f'{c}_recalibrated'] = np.round(p, 6)
     for c in ('manufacturer', 'site'): table[c] = rows[c].to_numpy() if c in rows else ''
-    with out.write('validation_predictions', mode='w') as f: table.to_csv(f, index=False)
+    with out.write('validation_predictions', mode='w') as f: f.write(table_text(table))
     bins = {n: reliability(task, answers.target, p, groups=rows.patient_key) for n, p in (('as delivered', answers.probs), ('recalibrated', after))}
     tables = {n: t.assign(observed_low=t[['observed_low', 'observed']].min(axis=1), observed_high=t[['observed_high', 'observed']].max(axis=1)) for n, t in bins.items()}  # shares of 0 and 1 may miss their bound by rounding
     if task.kind == 'multiclass':
         with out.write('figure', 'reliability') as f: reliability_figure(tables).savefig(f, format='png', dpi=150)
-        with out.write('per_vendor', mode='w') as f: groups.to_csv(f, index=False)
+        with out.write('per_vendor', mode='w') as f: f.write(table_text(groups))
         with out.write('figure', 'per_vendor') as f: forest(groups).savefig(f, format='png', dpi=150)
     with out.write('validation_report', mode='w') as f: f.write(text)
     out.write_json('validation', said)

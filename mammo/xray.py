@@ -18,7 +18,7 @@ import pandas as pd
 
 from .core import ConfigError, Task
 from .manifest import DataSet, assemble, from_adapters, image_csv
-from .scan import audit_row, find_column, find_images, image_folder, is_image, locate, read_table
+from .scan import audit_row, find_column, find_images, image_folder, is_image, located, read_table
 from .splits import LeakError
 
 # %% ../nbs/14_xray.ipynb #5f57fa10
@@ -42,7 +42,7 @@ def _placed(names: Iterable[str], folders: list[Path], audit: list, known: Itera
     "The file of each name; where there is none, the place where it should be. Files that are neither named nor known are one audit row."
     index, stems = _index(folders), [Path(n).stem for n in names]
     if rest := sorted(set(index) - set(stems) - set(known)): audit.append(audit_row('unlisted_file', detail=f'{len(rest)} images, such as {index[rest[0]].name}'))
-    return [index.get(s, folders[0] / n) for s, n in zip(stems, names)]
+    return [index.get(s, folders[0] / Path(n).name) for s, n in zip(stems, names)]
 
 
 def _tidy(data: DataSet) -> DataSet:
@@ -229,7 +229,7 @@ def spine_images(csv: str | Path | None = None,         # Table with a path and 
     table, where, home = read_table(csv), f'--csv {csv}', Path(csv).parent
     if not (path := find_column(table, 'path')): raise ConfigError(f'columns are {", ".join(table.columns)}', 'It needs a column path.', where=where)
     places = [image_folder(dicom_root), home] if dicom_root else [home]
-    files = pd.DataFrame({'path': [locate(p, places) for p in table[path]], 'label': _spine_labels(table[_spine_column(table, label_column, where)])})
+    files = pd.DataFrame({'path': located(table, path, places, where), 'label': _spine_labels(table[_spine_column(table, label_column, where)])})
     for c in given: files[c] = table[find_column(table, c)] if find_column(table, c) else ''
     files['age'] = _ages([str(a) for a in files.age], audit)
     return _tidy(assemble('spine-images', SPINE, files, places[0], audit, **how))

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage as ndi
 
 from .core import ConfigError
-from .runs import atomic
+from .runs import atomic, table_text
 
 # %% ../nbs/11_xrayphantom.ipynb #825c5195
 def _grid(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +101,7 @@ def write_spines(folder: str | Path,
     sick = rng.permutation(np.arange(n) < round(share * n))
     for i in range(n): _save(folder / f'images/spine_{i:04d}.png', draw_spine(i, seed, bool(sick[i]), rows, columns))
     table = pd.DataFrame({'file': [f'images/spine_{i:04d}.png' for i in range(n)], 'label': sick.astype(int), 'patient': [f'S{seed}-{i:04d}' for i in range(n)]})
-    with atomic(folder / 'labels.csv') as f: table.to_csv(f, index=False)
+    with atomic(folder / 'labels.csv') as f: f.write(table_text(table))
     return folder / 'labels.csv'
 
 
@@ -124,5 +124,5 @@ def write_chests(folder: str | Path,
     apart = rng.permutation(np.arange(patients) < round(test * patients))
     for name, wanted in (('train_val_list.txt', False), ('test_list.txt', True)):
         with atomic(folder / name) as f: f.write('\n'.join(r['Image Index'] for r in rows if apart[r['Patient ID'] - 1] == wanted))
-    with atomic(folder / 'Data_Entry_2017.csv') as f: pd.DataFrame(rows).to_csv(f, index=False)
+    with atomic(folder / 'Data_Entry_2017.csv') as f: f.write(table_text(pd.DataFrame(rows)))
     return folder / 'Data_Entry_2017.csv'

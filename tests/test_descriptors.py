@@ -7,7 +7,7 @@ import pytest
 from mammo.breast import Prep, prepare
 from mammo.descriptors import DESCRIPTORS, breast_region, describe, describe_all, percent_density
 from mammo.ingest import open_pixels
-from mammo.manifest import load_dataset
+from mammo.datasets import load_dataset
 from mammo.phantom import phantom
 
 MIAS = Path(__file__).parents[1].parent / 'shared' / 'data' / 'mini-mias'

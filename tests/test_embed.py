@@ -75,7 +75,7 @@ def test_the_seed_lines_verbatim(embedded):
 
 def test_roles_are_those_of_training(embedded, sixty):
     "A patient that chooses the epoch in train-density has Split val here, with the same defaults."
-    from mammo.manifest import load_dataset
+    from mammo.datasets import load_dataset
     from mammo.splits import assign_roles
     table = pd.read_csv(embedded[0] / 'joined.csv')
     m = assign_roles(load_dataset(csv=sixty / 'classificacao.csv', dicom_root=sixty / 'archive').manifest, .2, 0, 0, 42)

@@ -16,7 +16,8 @@ from pydicom.uid import DigitalMammographyXRayImageStorageForPresentation as MG,
 from mammo import manifest as mf
 from mammo import scan as sc
 from mammo.core import ConfigError, DataError, pseudonym
-from mammo.manifest import density_classificacao, image_csv, load_dataset, manifest_record, scan, select_readable, unlabelled
+from mammo.datasets import load_dataset
+from mammo.manifest import density_classificacao, image_csv, manifest_record, scan, select_readable, unlabelled
 
 KEY = b'a fixed key for all of the tests'
 DATA = Path(__file__).parents[1].parent / 'shared' / 'data'
@@ -237,7 +238,7 @@ def test_names_are_unique_and_safe():
     rng = random.Random(0)
     for _ in range(50):
         rows = [dict(sample=rng.choice(['', '', 'a,b', 'A/b']), exam=rng.choice(['', '1', '1_L', 'é']), laterality=rng.choice(['', 'L']), view=rng.choice(['', 'CC', 'CC_2']),
-                     path=f'{rng.choice("ab")}/{rng.choice(["x", "X", "L_CC", "..", "x_2"])}.png') for _ in range(30)]
+                     rel_path=f'{rng.choice("ab")}/{rng.choice(["x", "X", "L_CC", "..", "x_2"])}.png') for _ in range(30)]
         names = mf._sample_ids(pd.DataFrame(rows))
         assert len({n.casefold() for n in names}) == 30
         assert not any(set(n) & set('/\\,;"\'\n=') or n.startswith('.') for n in names)

@@ -121,7 +121,7 @@ def tiny(study, tmp_path_factory):
     "A data set of phantoms, and settings for a training of seconds. Sums are cut into threads in one way everywhere."
     import torch
     from mammo.config import DataConfig, ImageConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-    from mammo.manifest import load_dataset
+    from mammo.datasets import load_dataset
     out, threads, told = tmp_path_factory.mktemp('folds'), torch.get_num_threads(), os.environ.get('OMP_NUM_THREADS')
     cfg = TrainConfig(data=DataConfig(csv=study / 'classificacao.csv', dicom_root=study / 'archive'), image=ImageConfig(img_size=64, cache_dir=out / 'cache'), model=ModelConfig(arch='resnet18', weights='none'),
                       optim=OptimConfig(epochs=1, batch_size=16, lr=1e-3, warmup_epochs=0, class_weights='none'), run=RunConfig(outdir=out, precision='fp32', device='cpu', n_boot=0, cv_folds=2))

@@ -51,7 +51,8 @@ def test_seeds_share_their_validation_images(study, mammography, tmp_path):
 def test_a_patient_shared_by_train_and_test_is_refused(study, tmp_path):
     "Roles that come with the data are believed only where they keep patients apart; nothing is trained otherwise."
     from mammo.config import ImageConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-    from mammo.manifest import DataSet, load_dataset
+    from mammo.datasets import load_dataset
+    from mammo.manifest import DataSet
     from mammo.pipeline import train
     from mammo.splits import LeakError, assign_roles
     data = load_dataset(csv=study / 'classificacao.csv', dicom_root=study / 'archive', key=b'k' * 32, workers=0)

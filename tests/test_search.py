@@ -234,7 +234,8 @@ def trials_of(folder):
 def test_the_test_role_is_out_of_reach(study, tmp_path):
     "Labels of test dealt anew, its pixels replaced, its rows gone: the trials are the same to the byte. The same done to val changes them."
     from mammo.config import DataConfig, ImageConfig, ModelConfig, OptimConfig, SearchConfig, TuneConfig, TuneRunConfig
-    from mammo.manifest import DataSet, load_dataset
+    from mammo.datasets import load_dataset
+    from mammo.manifest import DataSet
     from mammo.search import reachable, search
     from mammo.splits import assign_roles
     data = load_dataset(csv=study / 'classificacao.csv', dicom_root=study / 'archive', key=b'k' * 32)

@@ -149,7 +149,7 @@ def test_the_run_on_its_own_data_is_no_validation(trained, study, tmp_path, caps
 def test_other_labels_are_refused(trained, elsewhere, tmp_path, capsys):
     table = pd.DataFrame({'path': [str(p) for p in sorted((elsewhere / 'archive').rglob('*.dcm'))][:6], 'label': ['benign', 'malignant'] * 3})
     table.to_csv(tmp_path / 'other.csv', index=False)
-    assert run('validate', '--run', trained / 'results', '--csv', tmp_path / 'other.csv', '--out', tmp_path / 'v', *QUICK) == 2
+    assert run('validate', '--run', trained / 'results', '--csv', tmp_path / 'other.csv', '--dicom-root', elsewhere / 'archive', '--out', tmp_path / 'v', *QUICK) == 2
     assert 'benign' in capsys.readouterr().err
 
 

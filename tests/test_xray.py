@@ -202,7 +202,7 @@ def test_real_dicom_of_other_body_parts_is_let_in(shared, tmp_path):
     "A chest CR in MONOCHROME1 and a DX image: nothing has to be waived."
     names = ('gdcm-CR-MONO1-10-chest.dcm', 'dx_image.dcm')
     rows = ''.join(f'{shared / "data/dicom" / n},{i},0,0,0,0,0,0,1\n' for i, n in enumerate(names))
-    data = chest_dataset('', _write(tmp_path / 't.csv', f'path,{",".join(CHEST.labels)}\n{rows}'), **HOW)
+    data = chest_dataset('', _write(tmp_path / 't.csv', f'path,{",".join(CHEST.labels)}\n{rows}'), shared / 'data/dicom', **HOW)
     assert len(data.manifest) == 2 and set(data.manifest.laterality) == {''} and set(data.reasons) <= {'patient_unknown'}
     assert open_pixels(data.manifest, Prep(size=32, region='full'), 'memory', workers=0, progress=False).report.frame.ok.all()
 
@@ -210,7 +210,8 @@ def test_real_dicom_of_other_body_parts_is_let_in(shared, tmp_path):
 def test_a_copy_of_a_real_image_follows_its_original(shared, tmp_path):
     "Twelve spine images, three of them saved again as JPEG, smaller or brighter: whatever the seed, a copy has the role of its original."
     names = [f'spine_{i:03d}.png' for i in range(0, 96, 8)]
-    rows = [(shared / 'data/spine' / n, int(i >= 6)) for i, n in enumerate(names)]
+    for n in names: (tmp_path / n).write_bytes((shared / 'data/spine' / n).read_bytes())
+    rows = [(tmp_path / n, int(i >= 6)) for i, n in enumerate(names)]
     for (p, label), change in zip(rows[4:7], (lambda im: im, lambda im: im.resize((200, 400)), lambda im: im.point(lambda v: min(255, int(v * 1.2))))):
         change(Image.open(p).convert('L')).save(tmp_path / f'{p.stem}_again.jpg', quality=60)
         rows.append((tmp_path / f'{p.stem}_again.jpg', label))

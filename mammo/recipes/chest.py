@@ -14,7 +14,7 @@ from ..evaluation import FEW_POSITIVE
 from ..manifest import DataSet
 from ..material import scan_settings, with_twins
 from ..phases import phase_configs
-from ..runs import RunDir, load_config
+from ..runs import RunDir, load_config, table_text
 from ..study import labels_table, phase_table, study
 from ..xray import chest_dataset
 
@@ -38,7 +38,7 @@ def write_tables(run: RunDir) -> None:
 
 
 def _csv(run: RunDir, kind: str, table: pd.DataFrame) -> None:
-    with run.write(kind, mode='w') as f: table.to_csv(f, index=False)
+    with run.write(kind, mode='w') as f: f.write(table_text(table))
 
 
 def _summary_row(role: str, m: dict) -> dict:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ..config import DataConfig, ImageConfig, ModelConfig, OptimConfig, PhantomConfig, RunConfig, TrainConfig
 from ..core import ConfigError, Task
-from ..manifest import DENSITY, DataSet, load_dataset
+from ..datasets import load_dataset
+from ..manifest import DENSITY, DataSet
 from ..phantom import write_study
 from ..material import scan_settings
 from ..runs import RunDir

@@ -16,7 +16,7 @@ from ..manifest import DataSet
 from ..material import scan_settings, with_twins
 from ..models import published_state
 from ..pipeline import load_run
-from ..runs import RunDir
+from ..runs import RunDir, table_text
 from ..study import study
 from ..training import read_checkpoint
 from ..xray import spine_dataset
@@ -41,7 +41,7 @@ def write_seed_files(run: RunDir) -> list[Path]:
     metrics = {'auroc': val['auroc_macro'], 'sensitivity': figures.get('sensitivity'), 'specificity': figures.get('specificity'), 'f1_score': val['per_class'][positive]['f1'], 'threshold': figures.get('threshold')}
     for k in ('seed_checkpoint', 'training_log'): home.file(k, name).parent.mkdir(parents=True, exist_ok=True)
     with home.write('seed_checkpoint', name) as f: torch.save({'model_state_dict': published_state(learner.model), 'optimizer_state_dict': ckpt.get('optimizer'), 'epoch': ckpt['epoch'], 'best_auroc': val['auroc_macro'], 'metrics': metrics, 'run': run.path.name}, f)
-    with home.write('training_log', name, 'w') as f: pd.DataFrame(run.read_json('history')).to_csv(f, index=False)
+    with home.write('training_log', name, 'w') as f: f.write(table_text(pd.DataFrame(run.read_json('history'))))
     return [home.file(k, name) for k in ('seed_checkpoint', 'training_log')]
 
 # %% ../../nbs/51_spine.ipynb #a50d139e

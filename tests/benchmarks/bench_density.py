@@ -45,7 +45,7 @@ def bare(study, size, epochs, piece):
     from mammo.breast import Prep
     from mammo.ingest import open_pixels
     from mammo.loading import ToInput
-    from mammo.manifest import load_dataset
+    from mammo.datasets import load_dataset
     data = load_dataset(csv=study / 'classificacao.csv', dicom_root=study / 'archive')
     with tempfile.TemporaryDirectory() as store:
         pixels = open_pixels(data.manifest, Prep(size=size), 'disk', store)

@@ -19,7 +19,7 @@ import torch
 from mammo import jobs
 from mammo.config import DataConfig, ImageConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from mammo.crossval import _job, _side_by_side, fold_data, fold_settings
-from mammo.manifest import load_dataset
+from mammo.datasets import load_dataset
 from mammo.phantom import write_study
 from mammo.material import gather
 from mammo.pipeline import train
