@@ -33,7 +33,7 @@ from .datasets import load_dataset, publisher_of
 from .dicom import Image, Limits, ReadOptions, read_image
 from .ingest import _refusal
 from .manifest import DataSet
-from .runs import FILES, RunDir, flat_run
+from .runs import FILES, RunDir, flat_run, table_text
 from .scan import REASONS, SERIOUS, audit_row, find_images, image_folder, scan
 
 # %% ../nbs/19_census.ipynb #7221a324
@@ -288,8 +288,8 @@ def _looked(cfg: AuditConfig, roots: list[Path], cache: str, progress: bool) -> 
 
 def _write(run: RunDir, found: Census) -> None:
     "The five files of the folder."
-    with run.write('census_files', mode='w') as f: found.files.drop(columns='path').to_csv(f, index=False)
-    with run.write('census_duplicates', mode='w') as f: found.twins.to_csv(f, index=False)
+    with run.write('census_files', mode='w') as f: f.write(table_text(found.files.drop(columns='path')))
+    with run.write('census_duplicates', mode='w') as f: f.write(table_text(found.twins))
     with run.write('census_report', mode='w') as f: f.write(report(found))
     with run.write('census_page', mode='w') as f: f.write(page(found))
     tables = {title: {str(i): [int(v) for v in r] for i, r in zip(t.index, t.values)} for title, t in counted(found.files).items()}

@@ -65,7 +65,7 @@ class ImageConfig:
     img_size: int = 512                                       # Side of the square input, pixels
     fit: Literal['pad', 'stretch'] = 'pad'                    # pad keeps the aspect; stretch is the seed's plain resize
     region: Literal['breast', 'full'] = 'breast'              # breast crops to the breast and clears the background; full keeps the picture
-    mask_text: bool = False                                   # Take text and side markers out of the border, of figures too; a help, no guarantee. Off: it misses small type, and a marker may be wanted
+    mask_text: bool = True                                    # Take text and side markers out of the border of whole pictures, and of figures; a help, no guarantee: it misses small type
     stretch: bool = False                                     # Spread the breast's own grey values over the whole scale
     store_bits: Literal[8, 16] = 8                            # Bits a pixel in the store
     voi: str = 'auto'                                         # How stored values become grey: auto lut window linear linear_exact sigmoid percentile

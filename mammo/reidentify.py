@@ -16,7 +16,7 @@ import pandas as pd
 from .config import ReidentifyConfig
 from .core import ConfigError, user_key
 from .private import revealed
-from .runs import atomic
+from .runs import atomic, table_text
 from .scan import read_table
 
 # %% ../nbs/19_reidentify.ipynb #a8a0f6c7
@@ -45,5 +45,5 @@ def reidentify(cfg: ReidentifyConfig) -> tuple[int, int]:  # Hashes that were fo
         found, lost = found + n, lost + m
     with atomic(cfg.out) as f:
         os.chmod(f.name, 0o600)
-        table.to_csv(f, index=False)
+        f.write(table_text(table))
     return found, lost
