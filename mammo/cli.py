@@ -312,7 +312,7 @@ def _mistake(cls: type, argv: list[str], box: str) -> ConfigError:
     return ConfigError(what, 'See --help.')
 
 # %% ../nbs/63_cli.ipynb #9e4a23ed
-PLACES_THAT_REFUSE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)  # A mistake of the place, not of the program
+PLACES_THAT_REFUSE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.EISDIR)  # A mistake of the place, not of the program
 
 
 def main(argv: list[str] | None = None) -> int:  # Exit status
@@ -328,8 +328,8 @@ def main(argv: list[str] | None = None) -> int:  # Exit status
         print(f'mammography: {e}', file=sys.stderr)
         return 2 if isinstance(e, ConfigError) or e.where.startswith('--') else 1
     except OSError as e:
-        if e.errno not in PLACES_THAT_REFUSE or not e.filename: raise
-        print(f'mammography: {e.filename}: {os.strerror(e.errno)}. Give a place where you may write, or free some room.', file=sys.stderr)
+        if e.errno not in PLACES_THAT_REFUSE: raise
+        print(f'mammography: {e.filename or "a file"}: {os.strerror(e.errno)}. Give a place where you may write, or free some room.', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('mammography: interrupted', file=sys.stderr)

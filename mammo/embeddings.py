@@ -32,7 +32,7 @@ from .manifest import DENSITY, DENSITY_5, DataSet
 from .models import backbone, build, count_parameters, find_weights
 from .material import Material, gather, prep_of
 from .projections import Projection, clustering_metrics, figure, project, scatter
-from .runs import RunDir, artefact, flat_run, logged, table_text
+from .runs import RunDir, artefact, flat_run, logged, naming, table_text
 from .training import Encoder
 
 # %% ../nbs/40_embeddings.ipynb #f0e5c439
@@ -83,7 +83,7 @@ def extract(encoder: Encoder,
     done = _batches_done(file, head, n, width, batch_size)
     if before := min(done * batch_size, n): log.info('going on: %d of %d images were done before', before, n)
     loader = make_loader(images, batch_size, workers=auto_workers(device), pin=device == 'cuda', skip=done)
-    with open(file, 'r+b' if done else 'wb') as f, tqdm(total=n, initial=before, unit='img', desc='embed', delay=2, disable=not progress) as bar:
+    with naming(file), open(file, 'r+b' if done else 'wb') as f, tqdm(total=n, initial=before, unit='img', desc='embed', delay=2, disable=not progress) as bar:
         if not done: f.write(head)
         f.truncate(len(head) + 4 * width * before)
         f.seek(0, os.SEEK_END)
@@ -125,7 +125,7 @@ def extract_shards(cfg: EmbedConfig,
                           threads=jobs.threads_each(len(todo)), gpus=None if cfg.run.device in ('auto', 'cuda') else 0, nested=True)) as outcomes:
         failed = sorted((o for o in outcomes if not o.ok), key=lambda o: o.index)
     if failed: raise failed[0].error
-    with open(file, 'r+b' if before else 'wb') as f:
+    with naming(file), open(file, 'r+b' if before else 'wb') as f:
         f.write(head)
         f.truncate(len(head) + 4 * width * before)
         f.seek(0, os.SEEK_END)
