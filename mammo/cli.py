@@ -327,6 +327,9 @@ def main(argv: list[str] | None = None) -> int:  # Exit status
     except MammoError as e:
         print(f'mammography: {e}', file=sys.stderr)
         return 2 if isinstance(e, ConfigError) or e.where.startswith('--') else 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever reads, as `head`, has read enough
+        return 141
     except OSError as e:
         if e.errno not in PLACES_THAT_REFUSE: raise
         print(f'mammography: {e.filename or "a file"}: {os.strerror(e.errno)}. Give a place where you may write, or free some room.', file=sys.stderr)
