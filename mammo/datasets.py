@@ -95,7 +95,7 @@ CATALOGUE = (
     PublicSet('cbis-ddsm', 'CBIS-DDSM', 'density 1 to 4, BI-RADS 4th edition or earlier; test set of the publisher', '3,103 films of 1,566 patients; some 160 GB as DICOM, 6 GB as JPEG', 'CC BY 3.0', 'https://www.cancerimagingarchive.net/collection/cbis-ddsm/',
               _train('cbis-ddsm', 'cbis-ddsm', 'cbis-ddsm'), 'Digitised film. Densities 0 are refused; training films of patients of the test set are left out.'),
     PublicSet('inbreast', 'INbreast 1.0', 'ACR density 1 to 4, BI-RADS 4th edition', '410 images of 115 exams', 'Research; on request from the authors', 'https://doi.org/10.1016/j.acra.2011.09.014', _train('inbreast', 'inbreast/INbreast.csv', 'inbreast'), 'Its first server is gone. Patients come from the file names.'),
-    PublicSet('embed', 'EMBED Open Data', 'density A to D by exam', 'two of ten cohorts: a fifth of 364,000 exams of 110,000 women (Jeong 2023)', 'Non-commercial research; agreement with Emory', 'https://registry.opendata.aws/emory-breast-imaging-dataset-embed/',
+    PublicSet('embed', 'EMBED Open Data', 'density A to D by exam', '480,323 images of 22,382 women', 'Non-commercial research; agreement with Emory', 'https://registry.opendata.aws/emory-breast-imaging-dataset-embed/',
               _train('embed', 'embed/tables/EMBED_OpenData_metadata.csv', 'embed'), '2D views only: synthetic, spot and magnified views are left out.'),
     PublicSet('mini-mias', 'mini-MIAS database', 'fatty, fatty-glandular, dense-glandular', '322 films of 161 women', 'Research only; cite Suckling 1994', 'http://peipa.essex.ac.uk/info/mias.html', _train('mini-mias', 'mini-mias/density.csv', 'mini-mias'),
               'density.csv with id, file, density_FGD, patient and side is made from the publisher\'s list.'),
