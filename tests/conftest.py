@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / 'tools'))
+from forked import Forked, command
 SHARED = ROOT.parent / 'shared'
 
 
@@ -62,8 +64,9 @@ def torch_home(tmp_path_factory):
 def mammography(torch_home):
     "`mammography('train-density', …, cwd=folder)` in a process of its own."
     def run(*args, cwd=ROOT, check=True, **env):
-        command = [sys.executable, '-c', 'import sys; from mammo.cli import main; sys.exit(main())', *map(str, args)]
-        done = subprocess.run(command, cwd=cwd, env=os.environ | {'TORCH_HOME': str(torch_home)} | env, capture_output=True, text=True)
+        process = Forked(command, [str(a) for a in args], cwd=cwd, env=os.environ | {'TORCH_HOME': str(torch_home)} | env)
+        out, err = process.communicate()
+        done = subprocess.CompletedProcess(args, process.returncode, out, err)
         if check: assert done.returncode == 0, done.stderr[-3000:]
         return done
     return run

@@ -2,16 +2,16 @@
 Two kills a command here, 25 in `make test-all`. And gentler ends: a full disk, a folder that may not be written, Ctrl-C, another process in the same place."""
 import ctypes
 import json
-import multiprocessing as mp
 import os
 import random
 import resource
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from forked import Forked, command
 
 TRAIN = ['--csv', 'classificacao.csv', '--dicom-root', 'archive', '--arch', 'resnet18', '--weights', 'none', '--img-size', '48', '--epochs', '3', '--lr', '1e-3', '--n-boot', '20', '--precision', 'fp32', '--device', 'cpu', '--num-workers', '0']
 COMMANDS = {  # name → command line, what a rerun adds, the artefacts that have to be the same
@@ -22,8 +22,6 @@ COMMANDS = {  # name → command line, what a rerun adds, the artefacts that hav
     'tune': (['tune', *TRAIN, '--epochs', '1', '--trials', '2', '--fixed', 'augment', '--outdir', 'OUT/s'], [], ('s/trials/trial_0001/results/val_predictions.csv', 's/trials/trial_0002/results/val_predictions.csv')),
     'report-pack': (['report-pack', '--run', 'RUN', '--assets-dir', 'OUT/Article/assets', '--num-workers', '0', '--device', 'cpu'], [], ('Article/sections/density_model.tex', 'Article/assets/density_train_seed42.png', 'Article/assets/density_gradcam_seed42.png')),
 }
-FORK = mp.get_context('forkserver')   # processes that begin with torch imported: most of a command's time is its imports
-FORK.set_forkserver_preload(['mammo.cli', 'mammo.recipes.all', 'mammo.embeddings', 'mammo.report', 'torch', 'sklearn.cluster', 'matplotlib.pyplot'])
 
 
 def _without_rights() -> None:
@@ -32,57 +30,37 @@ def _without_rights() -> None:
     assert ctypes.CDLL(None).capset(header, none) == 0
 
 
-def _command(words: list[str], folder: Path, said: Path, largest: int, powerless: bool) -> None:
-    "In a process group of its own, so that its workers die with it."
-    os.setsid()
-    os.chdir(folder)
-    os.environ['OMP_NUM_THREADS'] = '1'
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    out = os.open(said, os.O_WRONLY | os.O_CREAT)
-    os.dup2(out, 1), os.dup2(out, 2)
-    import torch
-    torch.set_num_threads(1)
+def limited(words: list[str], largest: int, powerless: bool) -> None:
+    "The command where no file may grow beyond so many bytes, or without root's rights."
     if largest: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
     if powerless: _without_rights()
-    from mammo.cli import main
-    sys.exit(main(words))
+    command(words)
 
 
-class Command:
+class Command(Forked):
     "A command line that runs beside the test."
-    n = 0
-
     def __init__(self, line, study: Path, out: Path, run: Path = Path('none'), largest: int = 0, powerless: bool = False):
-        Command.n += 1
         out.mkdir(exist_ok=True)
-        self.said = out.parent / f'said_{Command.n}.txt'
-        words = [w.replace('OUT', str(out)).replace('RUN', str(run)) for w in line]
-        self.process = FORK.Process(target=_command, args=(words, study, self.said, largest, powerless))
-        self.process.start()
+        super().__init__(limited, [w.replace('OUT', str(out)).replace('RUN', str(run)) for w in line], largest, powerless, cwd=study, env=os.environ | {'OMP_NUM_THREADS': '1'})
 
-    def end(self) -> tuple[int, str]:
-        self.process.join(600)
-        return self.process.exitcode, self.said.read_text()
+    def end(self) -> tuple[int, str]: return self.wait(600), ''.join(self.said())
 
     def finish(self) -> None:
         code, said = self.end()
         assert code == 0, said[-3000:]
 
-    def kill(self, after: float) -> bool:
+    def killed(self, after: float) -> bool:
         "Whether it was still alive to be killed."
         time.sleep(after)
-        alive = self.process.is_alive()
-        try: os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError: pass
-        self.process.join()
+        alive = self.poll() is None
+        self.kill()
         return alive
 
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory) -> Path:
     from mammo.phantom import write_study
-    first = FORK.Process(target=os.getpid)   # the imports shall not count as a command's time
-    first.start(), first.join()
+    Forked(os.getpid).wait()   # the imports shall not count as a command's time
     folder = tmp_path_factory.mktemp('tiny')
     write_study(folder, n_exams=16, seed=5, rows=96, columns=80, workers=0, progress=False)
     return folder
@@ -113,14 +91,14 @@ def nothing_half_written(folder: Path) -> None:
 def dies_and_rises(name: str, tiny: Path, whole, out: Path, kills: int, seed: int) -> int:
     "How often it was killed while alive."
     (seconds, expected, run), (line, again, _), rng, hit = whole(name), COMMANDS[name], random.Random(f'{name}{seed}'), 0
-    for k in range(kills): hit += Command([*line, *(again if k else [])], tiny, out, run).kill(rng.uniform(.1, .8) * seconds)
+    for k in range(kills): hit += Command([*line, *(again if k else [])], tiny, out, run).killed(rng.uniform(.1, .8) * seconds)
     Command([*line, *again], tiny, out, run).finish()
     for f, content in expected.items(): assert (out / f).read_bytes() == content, f'{name}: {f} is another'
     nothing_half_written(out)
     return hit
 
 
-@pytest.mark.parametrize('name', ['embed', 'train', 'cv', 'report-pack'])
+@pytest.mark.parametrize('name', ['embed', 'cv', 'report-pack'])   # training: test_resume.py
 def test_killed_twice(name, tiny, whole, tmp_path): assert dies_and_rises(name, tiny, whole, tmp_path / 'out', 2, 1) >= 1
 
 
@@ -161,7 +139,7 @@ def test_a_right_that_is_lost_on_the_way(tiny, whole, tmp_path):
     "The run's folder is closed after the first epoch: one line; opened again, the run goes on to the same end."
     (_, expected, _), (line, again, _), out = whole('train'), COMMANDS['train'], tmp_path / 'out'
     running, folder = Command(line, tiny, out, powerless=True), out / 't/results'
-    while running.process.is_alive() and not (folder / 'last.pth').exists(): time.sleep(.005)
+    while running.poll() is None and not (folder / 'last.pth').exists(): time.sleep(.005)
     folder.chmod(0o555)
     code, said = running.end()
     folder.chmod(0o755)
@@ -174,8 +152,8 @@ def test_control_c_is_130(tiny, whole, tmp_path):
     "One line and status 130; the run can be taken up again."
     (_, expected, _), (line, again, _), out = whole('train'), COMMANDS['train'], tmp_path / 'out'
     running = Command(line, tiny, out)
-    while running.process.is_alive() and not (out / 't/results/last.pth').exists(): time.sleep(.005)
-    os.kill(running.process.pid, signal.SIGINT)
+    while running.poll() is None and not (out / 't/results/last.pth').exists(): time.sleep(.005)
+    running.send_signal(signal.SIGINT)
     code, said = running.end()
     assert code == 130 and 'Traceback' not in said and said.rstrip().endswith('interrupted'), said[-3000:]
     Command([*line, *again], tiny, out).finish()

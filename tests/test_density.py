@@ -4,14 +4,14 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+
+from forked import Forked, command
 
 SMALL = ['--arch', 'resnet18', '--weights', 'none', '--img-size', '64', '--epochs', '2', '--lr', '1e-3', '--n-boot', '20', '--num-workers', '0', '--precision', 'fp32', '--device', 'cpu']
 SEARCH_LINE = r"""train-density -- \
@@ -188,10 +188,9 @@ def test_a_model_for_each_view(place):
 def test_kept_activations_survive_kill(study, tmp_path):
     "kill -9 while activations are kept: no file is left behind, and the resumed run ends as the undisturbed one."
     def start(out, *more):
-        command = [sys.executable, '-c', 'import sys; from mammo.cli import main; sys.exit(main())', 'train-density', *SMALL, '--epochs', '6', '--unfreeze-last-block', '--feature-cache', '2', '--outdir', str(tmp_path / out), *more]
-        return subprocess.Popen(command, cwd=study, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return Forked(command, ['train-density', *SMALL, '--epochs', '6', '--unfreeze-last-block', '--feature-cache', '2', '--outdir', str(tmp_path / out), *more], cwd=study)
     whole = start('whole')
-    assert whole.wait(300) == 0, whole.stderr.read()
+    assert whole.wait(300) == 0, whole.said()[1]
     killed, history = start('b'), tmp_path / 'b/results/train_history.json'
     while killed.poll() is None and not history.exists(): time.sleep(.02)
     assert killed.poll() is None, 'it ended before it could be killed'
@@ -199,7 +198,7 @@ def test_kept_activations_survive_kill(study, tmp_path):
     killed.wait()
     assert sum(f.stat().st_size for f in (tmp_path / 'b/results').iterdir() if f.suffix not in ('.pth', '.tmp')) < 1e6
     again = start('b', '--resume')
-    assert again.wait(300) == 0, again.stderr.read()
+    assert again.wait(300) == 0, again.said()[1]
     for name in ('val_predictions.csv', 'embeddings_val.npy'): assert (tmp_path / 'b/results' / name).read_bytes() == (tmp_path / 'whole/results' / name).read_bytes()
     assert 'activations of 4 frozen stages: 2 views' in (tmp_path / 'b/results/run.log').read_text()
 

@@ -3,14 +3,14 @@ import json
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
+
+from forked import Forked, command
 
 BASIC = 'embed -- --csv classificacao.csv --dicom-root archive --outdir outputs/embeddings_resnet50'
 FULL = BASIC + ' --save-csv --pca --tsne --umap --cluster --batch-size 32 --seed 42'
@@ -127,7 +127,7 @@ def test_two_runs_are_the_same_bytes_and_batches_hardly_matter(place, here, mamm
 def test_killed_and_taken_up_again(place, here, torch_home):
     line = [*shlex.split(BASIC.replace('embeddings_resnet50', 'killed')), '--batch-size', '4', '--device', 'cpu', '--weights', 'none']
     assert here(place, *[a.replace('killed', 'whole') for a in line])[0] == 0
-    process = subprocess.Popen([sys.executable, '-c', 'from mammo.cli import main; main()', *line], cwd=place, env=os.environ | {'TORCH_HOME': str(torch_home)}, stderr=subprocess.DEVNULL)
+    process = Forked(command, line, cwd=place, env=os.environ | {'TORCH_HOME': str(torch_home)})
     part, end = place / 'outputs/killed/features.npy.part', time.time() + 120
     while time.time() < end and not (part.exists() and part.stat().st_size > 4 * 2048 * 8): time.sleep(.02)
     process.send_signal(signal.SIGKILL)

@@ -2,19 +2,18 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+
+from forked import Forked, command
 
 FLAGS = ['train-density', '--arch', 'resnet18', '--weights', 'none', '--img-size', '64', '--epochs', '5', '--lr', '1e-3', '--n-boot', '0',
          '--precision', 'fp32', '--device', 'cpu']
 
 
 def start(study, out, *more, workers='0'):
-    command = [sys.executable, '-c', 'import sys; from mammo.cli import main; sys.exit(main())', *FLAGS, '--outdir', str(out / 'o'), '--num-workers', workers, *more]
-    return subprocess.Popen(command, cwd=study, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return Forked(command, [*FLAGS, '--outdir', str(out / 'o'), '--num-workers', workers, *more], cwd=study)
 
 
 def finish(process):

@@ -3,16 +3,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pandas as pd
 import pytest
 
+from forked import Forked, command
+
 SMALL = ['--csv', 'classificacao.csv', '--dicom-root', 'archive', '--arch', 'resnet18', '--weights', 'none', '--no-train-backbone', '--img-size', '64', '--epochs', '2', '--n-boot', '0', '--num-workers', '0',
          '--precision', 'fp32', '--device', 'cpu', '--outdir', 'o/tune', '--startup-trials', '2', '--prune-after', '1']
-START = [sys.executable, '-c', 'import sys; from mammo.cli import main; sys.exit(main())', 'tune', *SMALL]
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def tune(*more):
     return main(['tune', *SMALL, *map(str, more)])
 
 
-def start(*more): return subprocess.Popen([*START, *map(str, more)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def start(*more): return Forked(command, ['tune', *SMALL, *map(str, more)])
 
 
 def finish(process, code=0):
@@ -47,9 +46,8 @@ def undisturbed(study, tmp_path_factory):
     "Four trials that nobody disturbed."
     folder = tmp_path_factory.mktemp('undisturbed')
     for name in ('classificacao.csv', 'archive'): (folder / name).symlink_to(study / name)
-    done = subprocess.run([*START, '--trials', '4', '--no-prune'], cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, done.stdout
+    done = Forked(command, ['tune', *SMALL, '--trials', '4', '--no-prune'], cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    return folder, finish(done)[0]
 
 
 def test_each_trial_is_a_run(undisturbed):

@@ -1,27 +1,33 @@
-"""Run every notebook's tests top to bottom, each in a process of its own, as many at a time as there are cores, with one thread each: two
-processes whose threads wait for each other's cores take eight times as long as one after the other.
+"""Run every notebook's tests top to bottom, each in a process of its own (see forked.py), as many at a time as there are cores, with one thread each:
+two processes whose threads wait for each other's cores take eight times as long as one after the other.
 
     python tools/notebooks.py [--slow] [NAME ...]      e.g. python tools/notebooks.py 10_dicom
 """
 import argparse
 import os
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from forked import SERVER, LIBRARIES, Forked
+
 ROOT = Path(__file__).resolve().parents[1]
-BIN = Path(sys.executable).parent
 THREADS = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS', 'NUMBA_NUM_THREADS'), '1')
+
+
+def cells(nb: Path, flags: str) -> None:
+    "What `nbdev-test NB --flags FLAGS` does."
+    from nbdev.test import nbdev_test
+    nbdev_test(str(nb), flags=flags, n_workers=0)
 
 
 def run(nb: Path, flags: str) -> tuple[bool, float, str]:
     "One notebook in a process of its own: passed, seconds, what it said."
     clock = time.perf_counter()
-    env = os.environ | THREADS | {'IN_TEST': '1', 'MPLBACKEND': os.environ.get('MPLBACKEND', 'agg')}
-    p = subprocess.run([BIN / 'nbdev-test', nb, '--n-workers', '0', '--flags', flags], cwd=ROOT, env=env, capture_output=True, text=True)
-    return p.returncode == 0, time.perf_counter() - clock, p.stdout + p.stderr
+    p = Forked(cells, nb, flags, cwd=ROOT)
+    out, err = p.communicate()
+    return p.returncode == 0, time.perf_counter() - clock, out + err
 
 
 if __name__ == '__main__':
@@ -32,6 +38,8 @@ if __name__ == '__main__':
     notebooks = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if not any(part.startswith(('.', '_')) for part in p.relative_to(ROOT).parts))
     notebooks = [p for p in notebooks if not args.names or p.stem in args.names]
     failed = []
+    os.environ.update(THREADS | {'IN_TEST': '1', 'MPLBACKEND': os.environ.get('MPLBACKEND', 'agg')})
+    SERVER.set_forkserver_preload([*LIBRARIES, 'nbdev.test', 'matplotlib.pyplot'])
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()) as pool:
         asked = {pool.submit(run, nb, 'slow' if args.slow else ''): nb for nb in reversed(notebooks)}  # the longest stand last
         for done in as_completed(asked):
