@@ -34,13 +34,14 @@ from .dicom import Image, Limits, ReadOptions, read_image
 from .ingest import _refusal
 from .manifest import DataSet
 from .runs import FILES, RunDir, flat_run, table_text
-from .scan import REASONS, SERIOUS, audit_row, find_images, image_folder, scan
+from .scan import REASONS, SECONDS, SERIOUS, audit_row, find_images, image_folder, scan
 
 # %% ../nbs/19_census.ipynb #7221a324
 HEADER = ('kind', 'modality', 'manufacturer', 'laterality', 'view', 'rows', 'columns', 'bits', 'photometric', 'transfer_syntax', 'intent', 'implant')
 
 
 def every_file(roots: Sequence[Path],  # Folders, each a data set
+               counted: list | None = None,  # Gets (set, reason, how many) of what has no row of its own
                **how,                  # workers, key, cache, options, progress: as in `scan`
                ) -> pd.DataFrame:      # number, set, path, rel_path, file_hash, reason, detail and `HEADER`, '' or NaN where unknown
     "One row a file: images, what only claims to be one, and files of another kind."
@@ -48,12 +49,13 @@ def every_file(roots: Sequence[Path],  # Folders, each a data set
     for k, root in enumerate((Path(os.path.abspath(r)) for r in roots), 1):
         others: list[dict] = []
         found = scan(find_images(root, audit=others), root, **how)
-        rest = pd.DataFrame([{'path': '', 'rel_path': r['path'], 'reason': r['reason'], 'detail': r['detail']} for r in others], columns=['path', 'rel_path', 'reason', 'detail'])
+        if counted is not None: counted += [(k, r['reason'], r['detail']) for r in others if not r['path']]
+        rest = pd.DataFrame([{'path': '', 'rel_path': r['path'], 'reason': r['reason'], 'detail': r['detail']} for r in others if r['path']], columns=['path', 'rel_path', 'reason', 'detail'])
         parts.append(pd.concat([found, rest], ignore_index=True).assign(set=k))
     frame = pd.concat(parts, ignore_index=True)
     frame = frame.reindex(columns=['set', 'path', 'rel_path', 'file_hash', 'reason', 'detail', *HEADER])
     texts = [c for c in frame if c not in ('set', 'rows', 'columns', 'bits', 'implant')]
-    frame[texts] = frame[texts].fillna('').astype(str)
+    frame[texts] = frame[texts].astype(object).fillna('').astype(str)
     frame.insert(0, 'number', range(1, len(frame) + 1))
     return frame
 
@@ -103,7 +105,7 @@ def look_at_pixels(files: pd.DataFrame,   # From `every_file`
     todo, pictures = files[files.reason == ''], {}
     same, reason, detail = [''] * len(files), files.reason.tolist(), files.detail.tolist()
     at = np.flatnonzero(files.reason == '').tolist()
-    for o in jobs.map(_Look(options), [(p, n in shown) for p, n in zip(todo.path, todo.number)], workers=workers, desc='reading pixels', progress=progress):
+    for o in jobs.map(_Look(options), [(p, n in shown) for p, n in zip(todo.path, todo.number)], workers=workers, desc='reading pixels', timeout=None if workers == 0 else SECONDS, progress=progress):
         i = at[o.index]
         if o.ok:
             same[i] = o.value[0]
@@ -205,6 +207,7 @@ class Census:
     labels: list[Labels]            # One a data set
     twins: pd.DataFrame             # From `copies`
     pictures: dict[int, bytes]      # Number → JPEG
+    counted: list[tuple[int, str, str]] = field(default_factory=list)   # (set, reason, how many) of what has no row of its own
 
     def totals(self) -> dict:
         "Counts for a reader and for JSON: no path, no name."
@@ -223,7 +226,7 @@ def _label_rows(labels: Labels) -> list[str]:
     left = ', '.join(f'{n} {r}' for r, n in labels.left_out.items()) or 'nothing'
     return [f'read as {labels.name}: {counts}', f'left out or noted: {left}', f'contradictions (labels, patients, copies): {len(labels.serious)}']
 
-
+# %% ../nbs/19_census.ipynb #5ec710a5
 def sections(c: Census) -> list[tuple[str, list, list[list]]]:  # Title, head, rows
     "The tables of report and page."
     t = c.totals()
@@ -233,6 +236,7 @@ def sections(c: Census) -> list[tuple[str, list, list[list]]]:  # Title, head, r
     out += [(title.capitalize(), [title, *heads], [[i, *r] for i, r in zip(table.index, table.values.tolist())]) for title, table in counted(c.files).items()]
     bad = refused(c.files)
     out.append(('Refused and not eligible', ['reason', 'kind', 'meaning', 'set', 'files', 'numbers'], [[r.reason, r.kind or '–', REASONS[r.reason], r.set, r.files, r.numbers] for r in bad.itertuples()]))
+    out.append(('Without a row of their own', ['set', 'how many', 'meaning'], [[k, n, REASONS[r]] for k, r, n in c.counted]))
     n = copy_counts(c.twins)
     out.append(('Duplicates by their pixels', ['', 'groups'], [['of files with the same pixels', n['groups']], ['over more than one set', n['between_sets']], ['in other bytes', n['other_bytes']], ['with different labels', n['label_conflicts']]]))
     if n['groups']: out[-1][2].extend([f'group {g}', ', '.join(f'#{r.number} (set {r.set}{", " + r.label if r.label else ""})' for r in p.head(6).itertuples())] for g, p in list(c.twins.groupby('group'))[:12])
@@ -275,19 +279,28 @@ def page(c: Census) -> str:  # HTML that needs nothing beside it
 OWNS = [FILES[k] for k in ('census', 'census_report', 'census_page', 'census_files', 'census_duplicates')]
 
 
+def _foreign(files: pd.DataFrame, roots: list[Path], outdir: Path) -> pd.DataFrame:
+    "Without what an earlier audit has left, where its folder lies in the data."
+    own = {os.path.realpath(Path(outdir) / n) for n in (*OWNS, FILES['config'])}
+    kept = [os.path.realpath(Path(roots[s - 1]) / r) not in own for s, r in zip(files['set'], files.rel_path)]
+    return files[np.array(kept, bool)].assign(number=range(1, sum(kept) + 1)).reset_index(drop=True)
+
+
 def _looked(cfg: AuditConfig, roots: list[Path], cache: str, progress: bool) -> Census:
     "All files of all folders."
     options = ReadOptions(keep=cfg.keep, limits=Limits(file_mb=cfg.max_file_mb, pixels=round(cfg.max_megapixels * 1e6)))
     workers = None if cfg.num_workers < 0 else cfg.num_workers
     how = {'workers': workers, 'options': options, 'cache': cache, 'progress': progress}
-    files, pictures = every_file(roots, **how).assign(pixel_hash=''), {}
+    counted, pictures = [], {}
+    files = _foreign(every_file(roots, counted, **how), roots, cfg.outdir).assign(pixel_hash='')
     if cfg.pixels: files, pictures = look_at_pixels(files, drawn(files, cfg.images, cfg.seed), options, workers, progress)
-    labels = [of_readable(labels_of(csv, root, cfg.dataset, **how), files) for root, csv in zip(roots, cfg.csv or [None] * len(roots))]
-    return Census(files, labels, copies(files, labels), pictures)
+    labels = [of_readable(labels_of(csv, root, cfg.dataset, **how), files) for root, csv in zip(roots, [*cfg.csv, *[None] * (len(roots) - len(cfg.csv))])]
+    return Census(files, labels, copies(files, labels), pictures, counted)
 
 
 def _write(run: RunDir, found: Census) -> None:
-    "The five files of the folder."
+    "The five files of the folder. Those of an earlier audit go first, so that two never mix."
+    for name in OWNS: (run.path / name).unlink(missing_ok=True)
     with run.write('census_files', mode='w') as f: f.write(table_text(found.files.drop(columns='path')))
     with run.write('census_duplicates', mode='w') as f: f.write(table_text(found.twins))
     with run.write('census_report', mode='w') as f: f.write(report(found))
@@ -295,6 +308,11 @@ def _write(run: RunDir, found: Census) -> None:
     tables = {title: {str(i): [int(v) for v in r] for i, r in zip(t.index, t.values)} for title, t in counted(found.files).items()}
     run.write_json('census', {'totals': found.totals(), 'counts': tables, 'refused': refused(found.files).drop(columns='numbers').to_dict('records'), 'duplicates': copy_counts(found.twins),
                               'labels': [{'dataset': l.name, 'problem': l.problem, 'counts': l.counts, 'left_out': l.left_out, 'contradictions': len(l.serious)} for l in found.labels]})
+
+
+def _differ(old: dict, new: dict) -> list[str]:
+    "Flags whose values are others."
+    return [f'--{ {"roots": "dicom-root", "tables": "csv"}.get(k, k)} is another' for k in new if old.get(k) != new[k]]
 
 
 def census(cfg: AuditConfig,
@@ -306,5 +324,5 @@ def census(cfg: AuditConfig,
         if not csv.exists(): raise ConfigError('there is no such table', 'Give one a folder, in the same order.', where=f'--csv {csv}')
     place = lambda paths: [stable_hash(str(p.resolve())) for p in paths]
     decides = {'roots': place(roots), 'tables': place(cfg.csv), **{k: v for k, v in flat(cfg).items() if k in ('dataset', 'images', 'pixels', 'seed', 'keep')}}
-    with flat_run(cfg.outdir, 'audit', OWNS, decides, flat(cfg), cfg.overwrite) as run, tempfile.TemporaryDirectory() as cache: _write(run, _looked(cfg, roots, cache, progress))
+    with flat_run(cfg.outdir, 'audit', OWNS, decides, flat(cfg), cfg.overwrite, _differ) as run, tempfile.TemporaryDirectory() as cache: _write(run, _looked(cfg, roots, cache, progress))
     return run

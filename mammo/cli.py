@@ -13,6 +13,7 @@ import difflib
 import errno
 import io
 import os
+import re
 import sys
 from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -196,7 +197,7 @@ def audit(cfg: AuditConfig) -> None:
     "what is in a folder of images: counts, refusals, duplicates, label conflicts, thumbnails"
     from mammo.census import census
     run = census(cfg)
-    print(run.file('census_report').read_text(encoding='utf-8') + f'\n{run.file("census_page")}')
+    print(_plain(run.file('census_report').read_text(encoding='utf-8')) + f'\n{run.file("census_page")}')
 
 # %% ../nbs/63_cli.ipynb #e2618591
 def ensemble_spine(cfg: EnsembleConfig) -> None:
@@ -315,6 +316,11 @@ def _mistake(cls: type, argv: list[str], box: str) -> ConfigError:
 PLACES_THAT_REFUSE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.EISDIR)  # A mistake of the place, not of the program
 
 
+def _plain(text: object) -> str:
+    "Without what a terminal would obey; text of a table or a header may stand in it."
+    return re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]', lambda m: f'\\x{ord(m[0]):02x}', str(text))
+
+
 def main(argv: list[str] | None = None) -> int:  # Exit status
     "`mammography COMMAND …`"
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -325,7 +331,7 @@ def main(argv: list[str] | None = None) -> int:  # Exit status
         print(__version__); return 0
     try: return _run(argv[0], argv[1:])
     except MammoError as e:
-        print(f'mammography: {e}', file=sys.stderr)
+        print(f'mammography: {_plain(e)}', file=sys.stderr)
         return 2 if isinstance(e, ConfigError) or e.where.startswith('--') else 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever reads, as `head`, has read enough

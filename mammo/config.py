@@ -462,7 +462,7 @@ class DatasetsConfig:
 class AuditConfig:
     "What `mammography audit` is told."
     dicom_root: tuple[Path, ...]              # Folders that are looked at, each a data set of its own
-    csv: tuple[Path, ...] = ()                # Tables of labels, one a folder in the same order; default: the publisher's, where the folder is a public data set
+    csv: tuple[Path, ...] = ()                # Tables of labels, for the first folders in the same order; others: the publisher's, where the folder is a public data set
     dataset: str = ''                         # Name of an adapter, for all folders; found from columns and files when empty
     outdir: Path = Path('outputs/audit')      # Gets audit.html, audit.md, audit.json, files.csv and duplicates.csv
     images: int = 60                          # Thumbnails on the page, drawn with --seed
@@ -476,7 +476,7 @@ class AuditConfig:
 
     def __post_init__(self):
         at_least(self, images=0, seed=0, max_file_mb=0, max_megapixels=0, num_workers=-1)
-        if self.csv and len(self.csv) != len(self.dicom_root): raise ConfigError(f'names {len(self.csv)} tables for {len(self.dicom_root)} folders', 'Give one a folder, in the same order, or none.', where='--csv')
+        if len(self.csv) > len(self.dicom_root): raise ConfigError(f'names {len(self.csv)} tables for {len(self.dicom_root)} folders', 'Give one a folder, in the same order; folders without one stand last.', where='--csv')
 
 # %% ../nbs/01_config.ipynb #46733748
 @dataclass

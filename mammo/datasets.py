@@ -40,7 +40,7 @@ def publisher_of(place: str | Path,  # A table, or a folder as it was downloaded
     place = Path(place)
     if place.is_dir():
         if (place / 'train_images').is_dir() and (place / 'train.csv').is_file(): return publisher_of(place / 'train.csv')
-        return next((name for name, patterns in FILES_OF.items() if any(next(place.glob(p), None) for p in patterns)), '')
+        return next((name for name, patterns in FILES_OF.items() if any(f.is_file() for p in patterns for f in place.glob(p))), '')
     if place.name in ('INbreast.xls', 'featureS.txt'): return 'inbreast' if place.suffix == '.xls' else publisher_of(place.parent)
     columns = set(read_table(place))
     return next((name for name, wanted in COLUMNS_OF.items() if wanted <= columns), '')

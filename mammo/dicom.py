@@ -82,6 +82,7 @@ def file_kind(path: str | Path,             # Any file
     raise BrokenFile('not-an-image', path)
 
 # %% ../nbs/10_dicom.ipynb #27274657
+MODALITIES = frozenset('CR CT DR DX ES IO MG MR NM OP OT PT PX RF RG SC SM US XA XC'.split())   # defined terms of C.7.3.1.1.1 that have pixels; any other text in the element is free text
 _TAGS = '''SOPClassUID SOPInstanceUID StudyInstanceUID AccessionNumber PatientID PatientAge PatientSex PatientBirthDate StudyDate AcquisitionDate
     Modality Manufacturer ManufacturerModelName InstitutionName ImageType PresentationIntentType BodyPartExamined ImageLaterality Laterality
     ViewPosition ViewCodeSequence ViewModifierCodeSequence BreastImplantPresent EstimatedRadiographicMagnificationFactor
@@ -206,7 +207,7 @@ def _header(ds: Dataset, lay: Layout, key: bytes | None, notes: list[str]) -> He
     intent = i if (i := _intent(ds)) in ('FOR PRESENTATION', 'FOR PROCESSING') else ''  # any other text is somebody's remark
     sop, hashed = pseudonym(_word(ds, 'SOPInstanceUID'), key)[1:], lambda letter, name: (p := pseudonym(_word(ds, name), key)[1:]) and letter + p
     return Header(lay.rows, lay.columns, lay.stored, _spacing(ds, notes), laterality, view, modifiers, intent, _word(ds, 'Manufacturer'),
-                  _word(ds, 'ManufacturerModelName'), _word(ds, 'Modality').upper(), hashed('H', 'InstitutionName'), pseudonym(_word(ds, 'PatientID'), key),
+                  _word(ds, 'ManufacturerModelName'), modality if (modality := _word(ds, 'Modality').upper()) in MODALITIES else '', hashed('H', 'InstitutionName'), pseudonym(_word(ds, 'PatientID'), key),
                   hashed('A', 'AccessionNumber') or (study and 'E' + study), sop and 'S' + sop, {'YES': True, 'NO': False}.get(implant), acquired[:4],
                   _age(ds, acquired), sex if sex in ('M', 'F', 'O') else '', lay.photometric, ts, 'dicom', DECODERS.get(ts, ''))
 

@@ -28,8 +28,14 @@ def hidden_path(path: str,         # Relative, with forward slashes; one name is
     return '/'.join(pseudonym(p, key) for p in names) + (kind[2].lower() if kind else '')
 
 # %% ../nbs/04_private.ipynb #39d3fdc2
+_EXAMPLE, _QUOTED = ', such as ', re.compile(r"'([^']{4,})'")  # what audits put around a name that is read out of the data
 _WORD = re.compile(r"[^\s'\"(),;:=\[\]{}]+")
 _HARMLESS = re.compile(r'\d{1,5}([.,]\d+)?|1\.2\.840\.10008[\d.]*|P[0-9a-f]{12}.*|I?P[0-9a-f]{12}.*|[\d.]+[%×]?')
+
+
+def _anywhere(path: str, key: bytes) -> str:
+    "As `hidden_path`, for whatever an audit calls a path."
+    return hidden_path('/'.join(p for p in PurePosixPath(path.replace('\\', '/')).parts if p not in ('/', '..')), key)
 
 
 def hidden_text(text: str,             # A sentence of an audit
@@ -43,7 +49,9 @@ def hidden_text(text: str,             # A sentence of an audit
         tell = w in known or '/' in w or '\\' in w or (len(w) > 4 and any(c.isdigit() for c in w) and not _HARMLESS.fullmatch(w))
         return pseudonym(w, key) + m[0][len(w):] if tell else m[0]
     for name in sorted((k for k in known if re.search(r'\W', k)), key=len, reverse=True): text = text.replace(name, pseudonym(name, key))
-    return _WORD.sub(word, text)
+    text, example, name = text.partition(_EXAMPLE)
+    text = _QUOTED.sub(lambda m: f"'{pseudonym(m[1], key)}'", text)
+    return _WORD.sub(word, text) + (example + (name if re.fullmatch('[AP][0-9a-f]{12}.*', name) else _anywhere(name, key)) if example else '')
 
 # %% ../nbs/04_private.ipynb #d0ff5245
 def hide(frame: 'pd.DataFrame',    # `exam`, `exam_id`, `sample`, `rel_path`; changed in a copy. `path` stays, since files are read by it
@@ -55,11 +63,6 @@ def hide(frame: 'pd.DataFrame',    # `exam`, `exam_id`, `sample`, `rel_path`; ch
     for a in audit: a.update(path=_anywhere(a['path'], key), sample_id=pseudonym(a['sample_id'], key), detail=pseudonym(a['detail'], key) if a['reason'] == 'bad_accession' else hidden_text(a['detail'], known, key))
     names = {c: [pseudonym(n, key) for n in frame[c]] for c in ('exam', 'exam_id', 'sample')}
     return frame.assign(**names, rel_path=[_anywhere(p, key) for p in frame.rel_path])
-
-
-def _anywhere(path: str, key: bytes) -> str:
-    "As `hidden_path`, for whatever an audit calls a path."
-    return hidden_path('/'.join(p for p in PurePosixPath(path.replace('\\', '/')).parts if p not in ('/', '..')), key)
 
 # %% ../nbs/04_private.ipynb #e79a9d37
 _PSEUDONYM = re.compile(r'(?<![0-9A-Za-z])I?[PAEHS]([0-9a-f]{12})(?![0-9a-f])')

@@ -1,6 +1,8 @@
 "What `mammography audit` finds in a folder with everything that a folder has, and that it names nobody."
 import json
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -68,6 +70,42 @@ def test_it_ends_well_whatever_it_finds(folders, tmp_path, capsys):
     assert run(folders, tmp_path / 'b') == 2 and '--overwrite' in capsys.readouterr().err
     (tmp_path / 'nothing').mkdir()
     assert main(['audit', '--dicom-root', str(tmp_path / 'nothing'), '--outdir', str(tmp_path / 'c')]) == 0 and json.loads((tmp_path / 'c/audit.json').read_text())['totals']['files'] == [0]
+
+
+@pytest.mark.parametrize('name', ['mass_case_description_train_set.csv', 'INbreast.csv', 'featureS.txt', 'breast-level_annotations.csv', 'EMBED_OpenData_metadata.csv', 'train.csv'])
+@pytest.mark.parametrize('trap', ['pipe', 'endless', 'folder'])
+def test_a_publishers_table_that_is_a_trap(tmp_path, name, trap, capsys):
+    "A pipe would wait for ever, a device would fill the memory."
+    (tmp_path / 'd/train_images').mkdir(parents=True)
+    {'pipe': os.mkfifo, 'endless': lambda p: p.symlink_to('/dev/zero'), 'folder': Path.mkdir}[trap](tmp_path / 'd' / name)
+    assert main(['audit', '--dicom-root', str(tmp_path / 'd'), '--outdir', str(tmp_path / 'o')]) == 0
+    assert main(['audit', '--dicom-root', str(tmp_path / 'd'), '--csv', str(tmp_path / 'd' / name), '--outdir', str(tmp_path / 'p'), '--no-pixels']) == 0
+    assert 'the table cannot be used' in capsys.readouterr().out
+
+
+def test_what_has_no_row_is_counted(folders, tmp_path, capsys):
+    "Hidden files, and files behind a link out of the folder; what an earlier audit left in the folder is not counted, and nothing of it stays."
+    (tmp_path / 'd/.hidden').mkdir(parents=True)
+    (tmp_path / 'd/.x.dcm').touch(), (tmp_path / 'd/DICOMDIR').touch(), (tmp_path / 'd/link').symlink_to(folders / 'two/B1')
+    assert main(['audit', '--dicom-root', str(tmp_path / 'd'), '--outdir', str(tmp_path / 'o'), '--num-workers', '0']) == 0
+    told = capsys.readouterr().out
+    assert '| 1 | 3 files and folders | hidden and system files' in told and '| 1 | 1 files | files behind links that lead out' in told
+    for more in ((), ('--overwrite', '--images', '3')):
+        assert main(['audit', '--dicom-root', str(tmp_path / 'd'), '--outdir', str(tmp_path / 'd/found'), '--num-workers', '0', *more]) == 0
+        assert json.loads((tmp_path / 'd/found/audit.json').read_text())['totals']['files'] == [1]
+    assert main(['audit', '--dicom-root', str(folders / 'one'), '--outdir', str(tmp_path / 'd/found'), '--num-workers', '0']) == 2 and '--dicom-root is another' in capsys.readouterr().err
+
+
+def test_one_table_for_the_first_of_two_folders(folders, tmp_path):
+    assert run(folders, tmp_path / 'a', '--csv', folders / 'one.csv', '--no-pixels') == 0
+    assert [l['dataset'] for l in json.loads((tmp_path / 'a/audit.json').read_text())['labels']] == ['classificacao', '']
+
+
+def test_a_terminal_obeys_nothing(folders, tmp_path, capsys):
+    (tmp_path / 't.csv').write_text('AccessionNumber,BI-RADS,\033]0;x\007\033[31mRED\nA1,1,\0\n')
+    assert main(['train-density', '--csv', str(tmp_path / 't.csv'), '--dicom-root', str(folders / 'one'), '--outdir', str(tmp_path / 'o')]) in (1, 2)
+    said = capsys.readouterr().err
+    assert 'RED' in said and '\033' not in said and '\007' not in said
 
 
 @pytest.mark.parametrize('flags', [['--dicom-root', 'nowhere'], ['--csv', 'none.csv', 'none.csv'], ['--csv', 'one.csv'], ['--keep', 'cats']])

@@ -56,7 +56,7 @@ def alive(pid):
 def children():
     "Processes below this one, apart from multiprocessing's own helper."
     pids = subprocess.run(['ps', '-ww', '-o', 'pid=,stat=,args=', '--ppid', str(os.getpid())], capture_output=True, text=True).stdout.splitlines()
-    return [p for p in pids if 'resource_tracker' not in p and 'ps -ww' not in p]
+    return [p for p in pids if not any(own in p for own in ('resource_tracker', 'forkserver', 'ps -ww'))]
 
 
 def test_every_item_once_whatever_happens():

@@ -221,7 +221,7 @@ def test_predict_never_stops_for_a_bad_file(archive, tmp_path):
     (root / 'noise').write_bytes(b'\x08\0' + bytes(range(256)))
     (root / 'gone.png').symlink_to(archive / 'nowhere.png')
     data = unlabelled(root, key=KEY)
-    assert len(data.manifest) == 8 and set(data.reasons) == {'unreadable', 'missing_file'}
+    assert len(data.manifest) == 8 and set(data.reasons) == {'unreadable', 'missing_file', 'behind_link'}
     copies = unlabelled([root / '0001/L.dcm', grey(tmp_path / 'q/L.png'), grey(tmp_path / 'r/L.png')], key=KEY).manifest
     assert len(copies) == 3 and copies.sample_id.is_unique
 
