@@ -1,22 +1,24 @@
 "Every link, anchor and picture of a built site, followed; and everything that would leave the machine, named."
+import html
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 LOADS = {('script', 'src'), ('link', 'href'), ('img', 'src'), ('iframe', 'src'), ('source', 'src'), ('video', 'src'), ('audio', 'src'), ('object', 'data'), ('embed', 'src'), ('image', 'href'), ('use', 'href')}
 
 
-class Reader(HTMLParser):
-    "The links, anchors, pictures and headings of a page."
+TAG = re.compile(r'<(a|area|img|script|link|iframe|source|video|audio|object|embed|image|use|h[1-6])\b([^<>]*)>|<[a-z]\w*\b[^<>]*?\sid=[^<>]*>', re.I)
+ATTR = re.compile(r'([\w:-]+)=(?:"([^"]*)"|\'([^\']*)\'|([^\s"\'>]+))')
+
+
+class Reader:
+    "The links, anchors, pictures and headings of a page whose texts have no bare `<` and `>`, as ours have not."
 
     def __init__(self, text: str):
-        super().__init__(convert_charrefs=True)
         self.links, self.loads, self.ids, self.headings, self.unnamed, self.twice = [], [], set(), [], 0, []
-        self.feed(text)
+        for m in TAG.finditer(text): self.tag((m[1] or '').lower(), {k: html.unescape(a or b or c) for k, a, b, c in ATTR.findall(m[0])})
 
-    def handle_starttag(self, tag, attrs):
-        d = dict(attrs)
+    def tag(self, tag: str, d: dict):
         if i := d.get('id'): self.twice += [i] if i in self.ids else []; self.ids.add(i)
         for k in ('href', 'src', 'data'):
             if (v := d.get(k)) is not None: (self.loads if (tag, k) in LOADS else self.links if tag in ('a', 'area') else []).append(v)

@@ -107,6 +107,13 @@ def _page(path: Path, name: str, section: str, group: str, root: Path) -> Page:
 def _notebooks(folder: Path) -> list[Path]: return sorted(p for p in folder.glob('*.ipynb') if not p.name.startswith(('.', '_')))
 
 
+def in_order(folder: Path) -> list[Path]:
+    "Pages of a study as `mammography article` planned them; others by name."
+    state = folder.parent / 'article.json'
+    planned = list(json.loads(state.read_text(encoding='utf-8'))['pages']) if state.exists() else []
+    return sorted(_notebooks(folder), key=lambda p: (p.stem != 'index', planned.index(p.stem) if p.stem in planned else len(planned), p.stem))
+
+
 def collect(root: Path, outputs: Path, mods: list[Module]) -> list[Page]:
     "Every page in reading order: home, Learn, guides, article with its studies, reference, promises."
     nbs = root / 'nbs'
@@ -118,9 +125,9 @@ def collect(root: Path, outputs: Path, mods: list[Module]) -> list[Page]:
     found += [_page(p, f'article/{p.stem}', 'Article', 'Pages', root) for p in _notebooks(nbs / 'article')]
     for folder in sorted({p.parent for p in outputs.rglob('pages/*.ipynb') if '.ipynb_checkpoints' not in p.parts}):
         study = folder.parent.relative_to(outputs).as_posix()
-        found += [_page(p, f'runs/{study.replace("/", "-")}/{p.stem}', 'Article', f'Study: {study}', root) for p in _notebooks(folder)]
+        found += [_page(p, f'runs/{study.replace("/", "-")}/{p.stem}', 'Article', f'Study: {study}', root) for p in in_order(folder)]
     found += [Page('reference/index', 'Reference', '', 'Reference', 'Every public name, with its parameters and the page on which it is made.')]
-    found += [Page(f'reference/{m.name}', 'Reference', floor_group(m.notebook)[1], m.name, m.doc) for m in mods]
+    found += [Page(f'reference/{m.name}', 'Reference', floor_group(m.notebook)[1], f'mammo.{m.name}', m.doc) for m in mods]
     found += [_page(nbs / 'guides/promises.ipynb', 'guides/promises', 'Promises', '', root)]
     return [replace(p, title=f'{p.title} (did not finish)') if p.failed else p for p in found]
 
@@ -177,8 +184,8 @@ class Links:
         if page.repo: there = (self.root / page.repo).parent / path
         else: there = page.source.parent / path if page.source else self.root / path
         there = there.resolve()
+        if not page.repo and not there.exists(): there = (self.root / 'nbs/article' / path).resolve()  # an executed page keeps the links of its source
         if there in self.by_source: return relative(f'{self.by_source[there]}.ipynb', page.path) + anchor
-        if there.suffix == '.ipynb' and page.source and (twin := self.root / 'nbs/article' / there.name) in self.by_source: return relative(f'{self.by_source[twin]}.ipynb', page.path) + anchor
         if not there.exists(): return href  # a dead link, and the check will say so
         repo = there.relative_to(self.root).as_posix() if self.root in there.parents else ''
         if repo.startswith('nbs/') and there.is_file(): return relative(repo.removeprefix('nbs/'), page.path)
@@ -239,11 +246,11 @@ def stage(page: Page, links: Links, about: Project) -> nbformat.NotebookNode:
             c.source = ''.join(f'#| {l}\n' for l in head_lines.split('\n') if l) + source.strip('\n')
             for o in c.outputs:
                 data = o.get('data', {})
-                if len(data) > 1: data.pop('application/vnd.jupyter.widget-view+json', None)
+                if data.pop('application/vnd.jupyter.widget-view+json', None) is not None and not data: data['text/plain'] = 'A widget that lives in a running notebook.'
                 if 'text/markdown' in data:
                     text = links.rewrite(page, data['text/markdown'])
                     data['text/markdown'] = text if opts.get('output') == 'asis' else lower(text, under)
-            if not source.strip() and not c.outputs: continue
+            if not c.outputs and not re.sub(r'^\s*%.*$', '', source, flags=re.M).strip(): continue  # empty, or a magic alone
         if c.source.strip() or c.get('outputs'): cells.append(c)
     if page.failed: cells.insert(0, new_markdown_cell('::: {.callout-warning}\nThis page did not finish. What stands here is what it had shown before a cell failed.\n:::'))
     if page.section == 'Home' or page.section == 'Article': cells.append(new_markdown_cell(citation(about)))
@@ -291,7 +298,7 @@ def navigation(found: list[Page]) -> list[dict]:
             here = [{'href': f'{p.path}.ipynb', 'text': p.title} for p in pages if p.group == group]
             contents += [{'section': group, 'contents': here}] if group else here
         if len(pages) > 1: bars.append({'id': section.lower(), 'title': section, 'style': 'docked', 'collapse-level': 2, 'contents': contents})
-    return bars + [{'id': 'none', 'contents': []}]
+    return bars + [{'id': 'none'}]  # a page of no section has no sidebar, instead of the first one
 
 
 def staged(root: Path, outputs: Path, mods: list[Module]) -> list[tuple[Page, nbformat.NotebookNode]]:

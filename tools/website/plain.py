@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -31,8 +32,8 @@ def coloured(code: str, language: str) -> str:
     "A line of code a block, so that long lines wrap below their own beginning."
     try: lexer = get_lexer_by_name({'sh': 'bash', 'console': 'bash', '': 'text', 'mermaid': 'text'}.get(language, language), stripnl=False)
     except ClassNotFound: lexer = get_lexer_by_name('text', stripnl=False)
-    lines, spans = highlight(code.strip('\n'), lexer, HtmlFormatter(nowrap=True)).rstrip('\n').split('\n'), []
-    out = []
+    marked = re.sub(r'<span class="(?:n|nn|nv|na|nt|p|o|w|err|gp)">([^<]*)</span>', r'\1', highlight(code.strip('\n'), lexer, HtmlFormatter(nowrap=True)))  # what has no colour of its own
+    lines, spans, out = marked.rstrip('\n').split('\n'), [], []
     for raw, line in zip(code.strip('\n').split('\n'), lines):
         line = ''.join(spans) + line  # a token of several lines is opened again on each
         for tag in re.findall(r'<span[^>]*>|</span>', line[sum(map(len, spans)):]):
@@ -44,7 +45,7 @@ def coloured(code: str, language: str) -> str:
 
 
 def code_block(code: str, language: str) -> str:
-    drawn = bool(re.search(r'[─│└┌→]', code))  # a drawing in characters keeps its columns
+    drawn = language in ('', 'text') and bool(re.search(r'[─│└┌├]|  \S.*\n.*  \S', code))  # a drawing in characters keeps its columns
     return f'<div class="code"><pre{" class=drawn" if drawn else ""}><code>{coloured(code, language)}</code></pre></div>'
 
 
@@ -64,6 +65,10 @@ class Renderer(mistune.HTMLRenderer):
         level = min(level, self.page.last + 1) if self.page.last else level
         self.page.last = level
         return f'<h{level} id="{anchor}">{text} <a class="anchor" href="#{anchor}" aria-label="Link to “{esc(plain)}”">#</a></h{level}>\n'
+
+    def text(self, text):
+        text = super().text(text)
+        return re.sub(r'(?<=\w)(?:&#x27;|\')(?=\w|\s|$)', '’', re.sub(r'(^|[\s(])(?:"|&quot;)([^"&]+)(?:"|&quot;)', r'\1“\2”', text))
 
     def link(self, text, url, title=None):
         if not re.match(r'[a-z][a-z0-9+.-]*:|//', url): url = re.sub(r'\.ipynb(?=#|$)', '.html', url)
@@ -98,7 +103,7 @@ class Body:
 
     def __init__(self, page: Page, files: Path, fold: bool):
         self.page, self.files, self.fold = page, files, fold
-        self.anchors, self.toc, self.texts, self.last, self.numbers, self.drawn = set(), [], [(page.title, '', page.promise)], 1, {}, 0
+        self.anchors, self.toc, self.texts, self.last, self.numbers, self.drawn, self.waiting = set(), [], [(page.title, '', page.promise)], 1, {}, 0, ''
         self.md = mistune.create_markdown(renderer=Renderer(self), plugins=['table', 'strikethrough', 'footnotes', 'math', 'url', 'def_list'])
 
     def anchor(self, name: str) -> str:
@@ -179,12 +184,23 @@ class Body:
         if source.strip() and opts.get('echo', True) is not False and 'hide-input' not in tags:
             text = code_block(source, 'python')
             fold = opts.get('code-fold', self.fold)
+            if fold and not shown and fold != 'show' and not opts.get('code-summary') and not tags: self.waiting += text; return ''
+            text, self.waiting = self.waiting + text, ''
             if fold: text = f'<details class="fold"{" open" if fold == "show" else ""}><summary>{esc(str(opts.get("code-summary", "Parameters" if {"parameters", "injected-parameters"} & set(tags) else "Code")))}</summary>{text}</details>'
         return f'<div class="cell">{text}{shown}</div>\n' if text or shown else ''
 
     def whole(self, nb) -> str:
-        parts = [self.markdown(c.source) + '\n' if c.cell_type == 'markdown' else self.code(c) for c in nb.cells if c.cell_type != 'raw']
+        parts = []
+        for c in nb.cells:
+            if c.cell_type == 'code': parts.append(self.code(c))
+            elif c.cell_type == 'markdown': parts += [self.left(), self.markdown(c.source) + '\n']
+        parts.append(self.left())
         return re.sub(r'(<pre.*?</pre>|<code.*?</code>)|\[?@((?:fig|tbl)-[\w-]*\w)\]?', self.reference, ''.join(parts), flags=re.S)
+
+    def left(self) -> str:
+        "Folded cells without an output stand with the next one, or together before the next text."
+        text, self.waiting = self.waiting, ''
+        return f'<div class="cell"><details class="fold"><summary>Code</summary>{text}</details></div>\n' if text else ''
 
     def reference(self, m) -> str:
         if m[1]: return m[1]
@@ -214,6 +230,7 @@ def body(page: Page, nb, out: Path) -> tuple[str, list, list]:
     return b.whole(nb), b.toc, b.texts
 
 
+@cache
 def shell(): return jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template('page.html')
 
 

@@ -98,7 +98,7 @@
       button.setAttribute('aria-pressed', open);
       button.textContent = open ? 'Hide all code' : 'Show all code';
     };
-    document.querySelector('.promise, h1').after(button);
+    document.querySelector('.lead').append(button);
   }
 
   function contents() {
