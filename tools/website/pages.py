@@ -42,7 +42,7 @@ class Page:
     promise: str = ''    # The `> ` line below the title
     source: Path | None = None  # The notebook it is made from; none for pages that are made here
     repo: str = ''       # That notebook in the repository, where it is in it
-    failed: bool = False  # papermill kept it although a cell failed
+    failed: bool = False  # It was kept although a cell failed
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def head(nb) -> tuple[str, str]:
 def _page(path: Path, name: str, section: str, group: str, root: Path) -> Page:
     nb = cells_of(path)
     title, promise = head(nb)
-    failed = bool(nb.metadata.get('papermill', {}).get('exception'))
+    failed = bool(nb.metadata.get('papermill', {}).get('exception')) or nb.metadata.get('mammo', {}).get('state') == 'failed'
     repo = path.relative_to(root).as_posix() if (root / 'nbs') in path.parents else ''
     return Page(name, section, group, title or path.stem.replace('_', ' '), promise, path, repo, failed)
 
@@ -170,7 +170,7 @@ class Links:
         self.names: dict[str, str] = {}
         counted: dict[str, list[str]] = {}
         for m in mods:
-            for e in m.entries: counted.setdefault(e.name, []).append(f'reference/{m.name}.ipynb#{e.anchor}')
+            for e in (e for e in m.entries if e.kind != 'lent'): counted.setdefault(e.name, []).append(f'reference/{m.name}.ipynb#{e.anchor}')
             counted.setdefault(f'mammo.{m.name}', []).append(f'reference/{m.name}.ipynb')
         self.names = {k: v[0] for k, v in counted.items() if len(v) == 1}
         self.notebooks = {p.source.stem: p.path for p in found if p.section == 'Learn' and p.source}
@@ -252,7 +252,7 @@ def stage(page: Page, links: Links, about: Project) -> nbformat.NotebookNode:
                     data['text/markdown'] = text if opts.get('output') == 'asis' else lower(text, under)
             if not c.outputs and not re.sub(r'^\s*%.*$', '', source, flags=re.M).strip(): continue  # empty, or a magic alone
         if c.source.strip() or c.get('outputs'): cells.append(c)
-    if page.failed: cells.insert(0, new_markdown_cell('::: {.callout-warning}\nThis page did not finish. What stands here is what it had shown before a cell failed.\n:::'))
+    if page.failed and not any('failed' in c.metadata.get('tags', []) for c in cells): cells.insert(0, new_markdown_cell('::: {.callout-warning}\nThis page did not finish. What stands here is what it had shown before a cell failed.\n:::'))
     if page.section == 'Home' or page.section == 'Article': cells.append(new_markdown_cell(citation(about)))
     return finished(page, cells, about, nb.metadata.get('kernelspec'))
 

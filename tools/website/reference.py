@@ -13,7 +13,7 @@ from pathlib import Path
 @dataclass(frozen=True)
 class Entry:
     name: str                 # As it is exported
-    kind: str                 # function, class, or value
+    kind: str                 # function, class, value, or lent: made in another module and offered here too
     signature: str            # Code
     doc: str                  # First line of the docstring
     params: tuple[tuple[str, str, str, str], ...] = ()  # Name, type, default, what it is
@@ -43,7 +43,7 @@ def first(node) -> str: return (ast.get_docstring(node) or '').strip().split('\n
 def unparse(node) -> str: return ast.unparse(node) if node is not None else ''
 
 
-def _parameters(args: ast.arguments, said: dict[int, str]) -> list[tuple[str, str, str, str]]:
+def _parameters(args: ast.arguments, said: dict[int, str], bound: bool = False) -> list[tuple[str, str, str, str]]:
     plain = args.posonlyargs + args.args
     defaults = [None] * (len(plain) - len(args.defaults)) + args.defaults
     rows = list(zip(plain, defaults)) + ([(args.vararg, None)] if args.vararg else []) + list(zip(args.kwonlyargs, args.kw_defaults)) + ([(args.kwarg, None)] if args.kwarg else [])
@@ -51,14 +51,14 @@ def _parameters(args: ast.arguments, said: dict[int, str]) -> list[tuple[str, st
     name = lambda a: ('*' if a is args.vararg else '**' if a is args.kwarg else '') + a.arg
     end = lambda a, d: max(a.end_lineno, d.end_lineno if d is not None else 0)
     alone = lambda a: lines.count(a.lineno) == 1  # a comment on a line of several parameters is about none of them
-    return [(name(a), unparse(a.annotation), unparse(d), said.get(end(a, d), '') if alone(a) else '') for a, d in rows if a.arg not in ('self', 'cls')]
+    return [(name(a), unparse(a.annotation), unparse(d), said.get(end(a, d), '') if alone(a) else '') for a, d in rows[bool(bound and plain and plain[0].arg in ('self', 'cls')):]]
 
 
-def _arguments(args: ast.arguments) -> list[str]:
-    "Each as it is written in a signature, without self or cls."
-    shown = [n + (f': {t}' if t else '') + (f' = {d}' if d and t else f'={d}' if d else '') for n, t, d, _ in _parameters(args, {})]
+def _arguments(args: ast.arguments, bound: bool = False) -> list[str]:
+    "Each as it is written in a signature; of methods without self or cls."
+    shown = [n + (f': {t}' if t else '') + (f' = {d}' if d and t else f'={d}' if d else '') for n, t, d, _ in _parameters(args, {}, bound)]
     if args.kwonlyargs and not args.vararg: shown.insert(len(shown) - len(args.kwonlyargs) - bool(args.kwarg), '*')
-    if args.posonlyargs: shown.insert(len([a for a in args.posonlyargs if a.arg not in ('self', 'cls')]), '/')
+    if args.posonlyargs: shown.insert(len(args.posonlyargs) - bound, '/')
     return shown
 
 
@@ -71,11 +71,11 @@ def _signature(name: str, args: list[str], returns: str = '') -> str:
 
 def _function(node, said: dict[int, str], name: str = '') -> Entry:
     after = said.get(node.returns.end_lineno, '') if node.returns is not None else ''
-    params = _parameters(node.args, said)
-    if any(p[3] == after for p in params): after = ''  # the comment of a parameter that shares the line
+    bound = '.' in name  # a method
+    params = _parameters(node.args, {l: c for l, c in said.items() if node.returns is None or l != node.returns.end_lineno}, bound)  # on its line a comment is about what comes back
     name, back = name or node.name, unparse(node.returns)
     asked = any(unparse(d).split('.')[-1] in ('property', 'cached_property') for d in node.decorator_list)
-    text = name + (f' -> {back}' if back else '') if asked else _signature(name, _arguments(node.args), back)
+    text = name + (f' -> {back}' if back else '') if asked else _signature(name, _arguments(node.args, bound), back)
     return Entry(name, 'function', text, first(node), tuple(params), (back, after))
 
 
@@ -84,7 +84,7 @@ def _class(node: ast.ClassDef, said: dict[int, str]) -> Entry:
     fields = [(n.target.id, unparse(n.annotation), unparse(n.value), said.get(n.end_lineno, '')) for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
     defs = [n for n in node.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
     init = next((n for n in defs if n.name == '__init__'), None)
-    if init is not None: args, params = _arguments(init.args), _parameters(init.args, said)
+    if init is not None: args, params = _arguments(init.args, True), _parameters(init.args, said, True)
     else: args, params = [f'{n}: {t}' + (f' = {d}' if d else '') for n, t, d, _ in fields] if record else [], fields
     bases = [unparse(b) for b in node.bases]
     doc = first(node) or (first(init) if init is not None else '')
@@ -114,6 +114,9 @@ def entries(source: str) -> tuple[str, tuple[Entry, ...]]:
             for t in n.targets if isinstance(n, ast.Assign) else [n.target]:
                 for e in t.elts if isinstance(t, ast.Tuple) else [t]:
                     if unparse(e) in public: found[unparse(e)] = _value(unparse(e), n, said, lines)
+        elif isinstance(n, ast.ImportFrom):
+            for a in n.names:
+                if (a.asname or a.name) in public: found[a.asname or a.name] = Entry(a.asname or a.name, 'lent', f'from {"." * n.level}{n.module} import {a.name}', '')
     return first(tree), tuple(found.values())
 
 
@@ -126,6 +129,15 @@ def modules(root: Path) -> list[Module]:
         doc, names = entries(source)
         found.append(Module('.'.join(path.relative_to(root / 'mammo').with_suffix('').parts), made[1], doc, names))
     return sorted(found, key=lambda m: m.notebook)
+
+
+def _lent(m: Module) -> str:
+    "Names of other modules that this one offers too."
+    by_home: dict[str, list[str]] = {}
+    for e in m.entries:
+        if e.kind == 'lent': by_home.setdefault(re.sub(r'^from (?:\.+|mammo\.)(\S+) .*', r'\1', e.signature), []).append(e.name)
+    rows = [f'[mammo.{home}]({home}.ipynb): {", ".join(f"[`{n}`]({home}.ipynb#{n})" for n in names)}' for home, names in by_home.items()]
+    return 'It also offers, from ' + '; from '.join(rows) + '.' if rows else ''
 
 
 def _cell(text: str) -> str: return re.sub(r'\s+', ' ', text).replace('|', '\\|') if text else ''
@@ -147,6 +159,7 @@ def entry_page(e: Entry, level: int) -> str:
 
 def module_page(m: Module) -> str:
     "The page of a module as Markdown."
-    head = f'`mammo.{m.name}` is made in [{m.notebook}](../{m.notebook}.ipynb), where every name below stands beside its reason, an example and its tests.\n\n```python\nfrom mammo.{m.name} import {", ".join(e.name for e in m.entries[:3])}\n```' if m.entries else \
-        f'`mammo.{m.name}` is made in [{m.notebook}](../{m.notebook}.ipynb). It exports no public name.'
-    return '\n\n'.join([head, *(entry_page(e, 2) for e in m.entries)])
+    own = [e for e in m.entries if e.kind != 'lent']
+    head = f'`mammo.{m.name}` is made in [{m.notebook}](../{m.notebook}.ipynb), where every name below stands beside its reason, an example and its tests.\n\n```python\nfrom mammo.{m.name} import {", ".join(e.name for e in own[:3])}\n```' if own else \
+        f'`mammo.{m.name}` is made in [{m.notebook}](../{m.notebook}.ipynb). It has no public name of its own.'
+    return '\n\n'.join(p for p in [head, _lent(m), *(entry_page(e, 2) for e in own)] if p)
