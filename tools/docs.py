@@ -49,8 +49,7 @@ def assets(out: Path) -> None:
 
 def build(out: Path, outputs: Path, only=lambda page: True) -> list[Path]:
     "The plain rendering."
-    staged = pages.staged(ROOT, outputs, reference.modules(ROOT))
-    made = plain.build(staged, pages.project(ROOT), out, only)
+    made = plain.build(pages.staged(ROOT, outputs, reference.modules(ROOT), only), pages.project(ROOT), out)
     assets(out)
     return made
 

@@ -301,8 +301,8 @@ def navigation(found: list[Page]) -> list[dict]:
     return bars + [{'id': 'none'}]  # a page of no section has no sidebar, instead of the first one
 
 
-def staged(root: Path, outputs: Path, mods: list[Module]) -> list[tuple[Page, nbformat.NotebookNode]]:
-    "Every page as a notebook, those of the reference and the lists too."
+def staged(root: Path, outputs: Path, mods: list[Module], only=lambda page: True) -> list[tuple[Page, nbformat.NotebookNode | None]]:
+    "Every page as a notebook, those of the reference and the lists too; `None` for pages that are not asked for."
     about, found = project(root), collect(root, outputs, mods)
     links, by_path = Links(root, found, mods, about), {f'reference/{m.name}': m for m in mods}
     def one(p: Page):
@@ -310,4 +310,4 @@ def staged(root: Path, outputs: Path, mods: list[Module]) -> list[tuple[Page, nb
         text = module_page(by_path[p.path]) if p.path in by_path else listing(p.section, found)
         cells = [new_markdown_cell(text)] + ([new_markdown_cell(citation(about))] if p.path == SECTIONS['Article'] else [])
         return finished(p, cells, about)
-    return [(p, one(p)) for p in found]
+    return [(p, one(p) if only(p) else None) for p in found]

@@ -252,13 +252,13 @@ def context(page: Page, found: list[Page], about: Project) -> dict:
     return {'about': about, 'sections': SECTIONS, 'groups': groups, 'before': found[i - 1] if i else None, 'after': found[i + 1] if i + 1 < len(found) else None, 'colab': about.colab(page.repo)}
 
 
-def build(staged: list[tuple[Page, nbformat.NotebookNode]], about: Project, out: Path, only=lambda page: True, workers: int | None = None) -> list[Path]:
-    "All pages below `out`, which is made anew."
+def build(staged: list[tuple[Page, nbformat.NotebookNode | None]], about: Project, out: Path, workers: int | None = None) -> list[Path]:
+    "The staged pages below `out`, which is made anew; navigation names the others too."
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     for name in ('site.css', 'site.js'): shutil.copy(HERE / name, out)
     found = [p for p, _ in staged]
-    jobs = [(p, nb, out, context(p, found, about)) for p, nb in staged if only(p)]
+    jobs = [(p, nb, out, context(p, found, about)) for p, nb in staged if nb is not None]
     workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     if workers > 1 and len(jobs) > 8:
         with ProcessPoolExecutor(workers) as pool: index = list(pool.map(_write, jobs, chunksize=4))

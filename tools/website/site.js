@@ -150,6 +150,7 @@
     input.oninput = find;
     dialog.onkeydown = (e) => {
       const links = all('a', list), at = links.indexOf(document.activeElement);
+      if (e.key === 'Escape') { e.preventDefault(); dialog.close(); }  // a search box would only be emptied
       if (e.key === 'ArrowDown') { e.preventDefault(); links[Math.min(at + 1, links.length - 1)]?.focus(); }
       if (e.key === 'ArrowUp') { e.preventDefault(); (at > 0 ? links[at - 1] : input).focus(); }
       if (e.key === 'Enter' && document.activeElement === input) { e.preventDefault(); links[0]?.click(); }
