@@ -47,7 +47,7 @@ compile:         ## the PDF of Article/, which report-pack has laid down; needs 
 	$(MAKE) -C Article compile
 
 lab: setup       ## JupyterLab, with the index open
-	$(BIN)/jupyter lab nbs/index.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir=. nbs/index.ipynb
 
 clean:           ## remove what can be made again; outputs/ stays
 	rm -rf build _docs _proc dist *.egg-info .pytest_cache

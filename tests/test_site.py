@@ -142,7 +142,8 @@ def test_studies_are_groups_of_the_article(site):
 def test_the_search_knows_names_and_texts(site):
     entries = json.loads((site[0] / 'search.js').read_text(encoding='utf-8').removeprefix('window.mammoIndex=').rstrip(';\n').replace('<\\/', '</'))
     assert ['reference/dicom.html#read_image', 'mammo.dicom', 'read_image'] in [e[:3] for e in entries]
-    assert any(e[0].startswith('10_dicom.html#') and 'laterality' in e[3].lower() for e in entries)
+    assert any(e[0].startswith('10_dicom.html#') and 'snomed' in e[3].lower() for e in entries)
+    assert 'float32' not in next(e[3] for e in entries if e[0] == 'reference/core.html#KINDS') and 'range' in next(e[3] for e in entries if e[0] == 'reference/core.html#InputSpec'), 'words stand under their heading'
     assert {e[0].split('#')[0] for e in entries} == {f'{p.path}.html' for p, _ in site[1]}
     assert (site[0] / 'search.js').stat().st_size < 1.5e6
 
@@ -218,6 +219,12 @@ def test_outputs_need_no_kernel(tmp_path):
     assert '<pre class="out one">b</pre>' in html and '<script' not in html and '<td>7</td>' in html and '>no<' not in html and re.search(r'<img alt="[^"]+" src="data:,">', html)
     assert '<h3 id="big">' in html and '<h4 id="small">' in html and 'why &lt;b&gt;' in html
     assert 'secret' not in html and 'quiet' not in html and 'said' in html and 'matplotlib' not in html
+
+
+def test_the_name_of_an_index_stands_in_the_header():
+    table = '<table><thead><tr style="text-align: right;">\n<th></th>\n<th>a</th><th>b</th></tr><tr><th>line</th><th></th>\n<th></th></tr></thead></table>'
+    assert re.sub(r'\s', '', plain.html_output(table, '')) == '<divclass="table"><table><thead><tr><th>line</th><th>a</th><th>b</th></tr></thead></table></div>'
+    assert plain.html_output(two := '<tr><th></th><th>a</th></tr><tr><th>x</th><th>1</th></tr>', '') == two
 
 
 def test_code_of_articles_is_folded(tmp_path):

@@ -21,7 +21,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
-from .pages import SECTIONS, Page, Project, options, relative, slug
+from .pages import FENCE, SECTIONS, Page, Project, options, relative, slug
 
 HERE = Path(__file__).parent
 CALLOUT = {'note': 'Note', 'tip': 'Tip', 'important': 'Important', 'warning': 'Warning', 'caution': 'Caution'}
@@ -120,14 +120,17 @@ class Body:
         where = self.toc[-1][1] if self.toc else self.page.title
         return f'Picture {self.drawn} on the page “{self.page.title}”, section “{where}”'
 
-    def say(self, text: str):
-        "Text that the search finds under the last heading."
-        title, anchor, before = self.texts[-1]
-        self.texts[-1] = (title, anchor, f'{before} {text}'.strip())
+    def say(self, text: str, before: int):
+        "The words under each heading, for the search; those in front of the first belong to the heading that was last."
+        pieces = re.split(r'^#{1,6} .*$', FENCE.sub('', text), flags=re.M)
+        for i, piece in enumerate(pieces):
+            title, anchor, said = self.texts[at := min(before - 1 + i, len(self.texts) - 1)]
+            words = re.sub(r'\]\([^)]*\)|:::.*|[-:]{3,}|[#*`|>{}\[\]$\\]', ' ', piece).split()
+            self.texts[at] = (title, anchor, f'{said} {" ".join(words)}'.strip()[:2000])
 
     def markdown(self, text: str) -> str:
         "Quarto's fenced divs are asides and boxes; the rest is Markdown."
-        parts, out, depth, box, words = re.split(r'^(:{3,}[^\n]*)$', text, flags=re.M), [], 0, [], re.sub(r'```.*?```|[#*`|>{}\[\]]|\([^)\s]*\)|:::.*', ' ', text, flags=re.S)
+        parts, out, box, before = re.split(r'^(:{3,}[^\n]*)$', text, flags=re.M), [], [], len(self.texts)
         for part in parts:
             if not part.startswith(':::'):
                 if part.strip(): out.append(self.md(part))
@@ -137,7 +140,7 @@ class Body:
                 out.append(f'<aside class="callout {kind[1]}"><p class="title">{esc(title[1] if title else CALLOUT.get(kind[1], kind[1]))}</p>' if kind else f'<div class="{esc(" ".join(re.findall(r"[.]([a-z-]+)", name)) or name)}">')
                 box.append('</aside>' if kind else '</div>')
             elif box: out.append(box.pop())
-        self.say(' '.join(words.split())[:1500])
+        self.say(text, before)
         return ''.join([*out, *reversed(box)])
 
     def figure(self, content: str, caption: str = '', label: str | None = None, kind: str = 'Figure') -> str:
@@ -221,6 +224,7 @@ def html_output(text: str, alt: str) -> str:
     text = re.sub(r'<img (?![^>]*\balt=)', f'<img alt="{esc(alt)}" ', text)
     text = re.sub(r'<script\b.*?</script>', '', text, flags=re.S)
     text = re.sub(r'<(?:div|details)>\s*(<table.*?</table>)', r'<div>\1', text, flags=re.S)
+    text = re.sub(r'<tr>\s*<th></th>((?:\s*<th>[^<]*</th>)+)\s*</tr>\s*<tr>\s*<th>([^<]*)</th>(?:\s*<th></th>)+\s*</tr>', r'<tr><th>\2</th>\1</tr>', text)  # the index's name in a row of its own
     return re.sub(r'(<table.*?</table>)', lambda m: scrolls(m[1]), text, flags=re.S)
 
 

@@ -22,7 +22,7 @@
 
   function menu() {
     const button = document.querySelector('.menu'), bar = document.querySelector('.sidebar');
-    const set = (open) => { bar.classList.toggle('open', open); button.setAttribute('aria-expanded', open); };
+    const set = (open) => { bar.classList.toggle('open', open); button.setAttribute('aria-expanded', open); if (open) bar.scrollTop = 0; };
     button.onclick = (e) => { e.preventDefault(); set(!bar.classList.contains('open')); };
     button.onkeydown = (e) => { if (e.key === ' ') { e.preventDefault(); button.click(); } };
     document.addEventListener('keydown', (e) => { if (e.key === 'Escape' && bar.classList.contains('open')) { set(false); button.focus(); } });
@@ -45,7 +45,7 @@
     if (header) [...header.cells].forEach((th, i) => {  // figures stand to the right
       const values = cells(i).map((c) => worth(c.textContent)).filter((v) => !v.empty);
       if (values.length && values.every((v) => !Number.isNaN(v.n) && v.t.length < 24 && !/\d-\d/.test(v.t))) [th, ...cells(i)].forEach((c) => c.tagName === 'TD' || c === th ? c.classList.add('number') : 0);
-      else cells(i).forEach((c) => { if (c.textContent.length > 60) c.classList.add('long'); });
+      else cells(i).forEach((c) => { if (c.textContent.length > 20) c.classList.add(c.textContent.length > 60 ? 'long' : 'some'); });
     });
     if (!header || rows.length < 2 || rows.some((r) => r.cells.length !== header.cells.length || [...r.cells].some((c) => c.rowSpan > 1 || c.colSpan > 1)) || [...header.cells].some((c) => c.colSpan > 1)) return;
     if ([...header.cells].every((c) => !c.textContent.trim())) { table.tHead.hidden = true; return; }
