@@ -3,6 +3,7 @@
 A parameter's comment is the one on its line (or, as fastcore has it, on the lines above it); the return's is the one on the line of its annotation.
 """
 import ast
+import html
 import io
 import re
 import tokenize
@@ -146,12 +147,14 @@ def _cell(text: str) -> str: return re.sub(r'\s+', ' ', text).replace('|', '\\|'
 def _code(text: str) -> str:
     "Inline code in a cell of a table."
     text = text if len(text) <= 60 else text[:57] + '…'
+    if '|' in text: return f'<code>{html.escape(text).replace("|", "&#124;")}</code>'  # a bar in a cell
     return f'`{_cell(text)}`' if text else ''
 
 
 def entry_page(e: Entry, level: int) -> str:
     parts = [f'{"#" * level} {e.name} {{#{e.anchor}}}', f'```python\n{e.signature}\n```', e.doc]
-    rows = [f'| `{n}` | {_code(t)} | {_code(d)} | {_cell(c)} |' for n, t, d, c in e.params]
+    again = [bool(c) and i > 0 and e.params[i - 1][3] == c for i, (*_, c) in enumerate(e.params)]  # several on one line share its comment
+    rows = [f'| `{n}` | {_code(t)} | {_code(d)} | {"as above" if a else _cell(c)} |' for (n, t, d, c), a in zip(e.params, again)]
     if any(e.returns) and e.kind == 'function' and (e.returns[1] or e.params) and e.returns[0] != 'None': rows.append(f'| returns | {_code(e.returns[0])} |  | {_cell(e.returns[1])} |')
     if any(p[3] for p in e.params) or e.returns[1]: parts.append('| parameter | type | default | what it is |\n|---|---|---|---|\n' + '\n'.join(rows))
     return '\n\n'.join(p for p in parts + [entry_page(m, level + 1) for m in e.methods] if p)
