@@ -150,7 +150,7 @@ def test_the_search_knows_names_and_texts(site):
 
 def test_the_citation(site):
     about = pages.project(ROOT)
-    for path in ('index', 'article/density_choices', 'article/index'):
+    for path in ('index', 'article/density_choices', 'article'):
         html = text(site, path)
         assert 'id="how-to-cite"' in html and about.citation['title'].split(':')[1].strip() in html and f'version {about.version}' in html and '@software{mammo' in re.sub(r'<[^>]+>', '', html)
     assert 'url = {https://github.com/a/b}' in pages.citation(replace(about, git_url='https://github.com/a/b')) and 'url' not in pages.citation(replace(about, git_url=''))

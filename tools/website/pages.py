@@ -16,7 +16,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook, new_raw_cell
 
 from .reference import Module, module_page
 
-SECTIONS = {'Home': 'index', 'Learn': 'learn', 'Guides': 'guides/index', 'Article': 'article/index', 'Reference': 'reference/index', 'Promises': 'guides/promises'}
+SECTIONS = {'Home': 'index', 'Learn': 'learn', 'Guides': 'guides', 'Article': 'article', 'Reference': 'reference', 'Promises': 'guides/promises'}
 # The first floor of a group, its name, and what one learns there.
 FLOORS = (
     (0, 'Foundations', 'The words and files that everything shares: tasks, settings, run directories, jobs in other processes, hashes instead of names.'),
@@ -119,14 +119,14 @@ def collect(root: Path, outputs: Path, mods: list[Module]) -> list[Page]:
     nbs = root / 'nbs'
     found = [_page(nbs / 'index.ipynb', 'index', 'Home', '', root), Page('learn', 'Learn', '', 'Learn', 'The library from its first word to its command line, in the order in which it can be read.')]
     found += [_page(p, p.stem, 'Learn', floor_group(p.stem)[1], root) for p in _notebooks(nbs) if re.match(r'\d\d_', p.name)]
-    guides = [p for p in _notebooks(nbs / 'guides') if p.stem not in ('index', 'promises')]
-    found += [Page('guides/index', 'Guides', '', 'Guides', 'One task a page, with the commands that do it.'), *(_page(p, f'guides/{p.stem}', 'Guides', '', root) for p in guides)]
-    found += [Page('article/index', 'Article', '', 'Article', 'Executed pages: what was run, on whom, and what came out. Every figure is read from the artefacts of its run.')]
-    found += [_page(p, f'article/{p.stem}', 'Article', 'Pages', root) for p in _notebooks(nbs / 'article')]
+    guides = [p for p in _notebooks(nbs / 'guides') if p.stem != 'promises']
+    found += [Page('guides', 'Guides', '', 'Guides', 'One task a page, with the commands that do it.'), *(_page(p, f'guides/{p.stem}', 'Guides', '', root) for p in guides)]
+    found += [Page('article', 'Article', '', 'Article', 'Executed pages: what was run, on whom, and what came out. Every figure is read from the artefacts of its run.')]
+    found += [_page(p, f'article/{p.stem}', 'Article', 'Pages', root) for p in in_order(nbs / 'article')]
     for folder in sorted({p.parent for p in outputs.rglob('pages/*.ipynb') if '.ipynb_checkpoints' not in p.parts}):
         study = folder.parent.relative_to(outputs).as_posix()
         found += [_page(p, f'runs/{study.replace("/", "-")}/{p.stem}', 'Article', f'Study: {study}', root) for p in in_order(folder)]
-    found += [Page('reference/index', 'Reference', '', 'Reference', 'Every public name, with its parameters and the page on which it is made.')]
+    found += [Page('reference', 'Reference', '', 'Reference', 'Every public name, with its parameters and the page on which it is made.')]
     found += [Page(f'reference/{m.name}', 'Reference', floor_group(m.notebook)[1], f'mammo.{m.name}', m.doc) for m in mods]
     found += [_page(nbs / 'guides/promises.ipynb', 'guides/promises', 'Promises', '', root)]
     return [replace(p, title=f'{p.title} (did not finish)') if p.failed else p for p in found]
