@@ -235,6 +235,24 @@ def test_code_of_articles_is_folded(tmp_path):
     assert '<details' not in rendered(tmp_path, cells, section='Learn')[1]
 
 
+def test_what_a_run_said_of_itself(tmp_path):
+    "In an article: no progress bars, lines of one stream together, and the parameters that papermill gave beside those of the page."
+    said = [new_output('stream', name='stdout', text='one\n'), new_output('stream', name='stderr', text='train:  17%|#6   | 42/252 [00:02<00:11]'), new_output('stream', name='stdout', text='two\n')]
+    cells = [new_code_cell('seed = 1', metadata={'tags': ['parameters']}), new_code_cell('# Parameters\nseed = 7', metadata={'tags': ['injected-parameters']}), new_code_cell('go()', outputs=said)]
+    html = rendered(tmp_path, cells)[1]
+    assert html.count('Parameters') == 1 and 'seed = 1\n\n# given to this page\nseed = 7' in re.sub('<[^>]+>', '', html).replace('\n\n\n', '\n\n') and '42/252' not in html and '<pre class="out">one\ntwo</pre>' in html
+    assert '42/252' in rendered(tmp_path, cells, section='Learn')[1]
+
+
+def test_words_are_no_names(tmp_path, mods):
+    "`fit` is a link on the page that makes it; elsewhere only what cannot be a word."
+    about, found = pages.project(ROOT), pages.collect(ROOT, tmp_path, mods)
+    links, at = pages.Links(ROOT, found, mods, about), {p.path: p for p in found}
+    assert links.rewrite(at['32_training'], '`fit` `InputSpec` `read_image()` `none_such`') == '[`fit`](reference/training.ipynb#fit) [`InputSpec`](reference/core.ipynb#InputSpec) [`read_image()`](reference/dicom.ipynb#read_image) `none_such`'
+    assert links.rewrite(at['guides/weights'], '`fit`, `13_splits`') == '`fit`, [`13_splits`](../13_splits.ipynb)'
+    assert links.rewrite(at['10_dicom'], '## `read_image`\n\n```\n`read_image`\n```') == '## `read_image`\n\n```\n`read_image`\n```'
+
+
 def test_links_that_leave_the_site(tmp_path):
     (tmp_path / 'LICENSE').write_text('x')
     about = replace(pages.project(ROOT), git_url='https://github.com/a/b')

@@ -30,6 +30,7 @@ FLOORS = (
     (62, 'Tools', 'For people: explorer, viewer, gallery, and the command line.'),
 )
 DIRECTIVE = re.compile(r'^#\|\s*(.*?)\s*$\n?', re.M)
+BAR = re.compile(r'\d+%\|.*\|\s*\d+/\d+')  # a progress bar, which stands where it stood when the page was stored
 FENCE = re.compile(r'(^(?:```|~~~).*?^(?:```|~~~)[ \t]*$)', re.M | re.S)
 
 
@@ -173,6 +174,7 @@ class Links:
             for e in (e for e in m.entries if e.kind != 'lent'): counted.setdefault(e.name, []).append(f'reference/{m.name}.ipynb#{e.anchor}')
             counted.setdefault(f'mammo.{m.name}', []).append(f'reference/{m.name}.ipynb')
         self.names = {k: v[0] for k, v in counted.items() if len(v) == 1}
+        self.made_in = {f'reference/{m.name}.ipynb': m.notebook for m in mods}
         self.notebooks = {p.source.stem: p.path for p in found if p.section == 'Learn' and p.source}
 
     def target(self, page: Page, href: str) -> str | None:
@@ -198,10 +200,11 @@ class Links:
             return m[2] if to is None and not m[1] else m[0] if to is None else f'{m[1]}[{m[2]}]({to}{m[4] or ""})'
         def name(m):
             to = self.names.get(m[1].removesuffix('()')) or (f'{self.notebooks[m[1]]}.ipynb' if m[1] in self.notebooks else None)
-            return m[0] if to is None or len(m[1]) < 3 or to == f'{page.path}.ipynb' else f'[`{m[1]}`]({relative(to, page.path)})'
+            word = re.fullmatch(r'[a-z]{2,}', m[1]) and self.made_in.get((to or '').split('#')[0]) != page.path  # a word of the language, unless the page makes that very name
+            return m[0] if to is None or word or len(m[1]) < 3 or to == f'{page.path}.ipynb' else f'[`{m[1]}`]({relative(to, page.path)})'
         def words(part):  # not in headings, and not inside of links
             part = re.sub(r'(!?)\[([^\]\n]*)\]\(([^)\s]+)(\s+"[^"]*")?\)', link, part)
-            return '\n'.join(l if l.lstrip().startswith('#') else re.sub(r'(?<![\[`\w])`([A-Za-z_][\w.]*(?:\(\))?)`(?![`\]])', name, l) for l in part.split('\n'))
+            return '\n'.join(l if l.lstrip().startswith('#') else re.sub(r'(?<![\[`\w])`(\d\d_\w+|[A-Za-z_][\w.]*(?:\(\))?)`(?![`\]])', name, l) for l in part.split('\n'))
         return outside_code(text, words)
 
 
@@ -224,11 +227,21 @@ def lower(text: str, under: int) -> str:
 def has_image(cell) -> bool: return any(k.startswith('image/') for o in cell.get('outputs', []) for k in o.get('data', {}))
 
 
+def one_of_parameters(cells: list) -> list:
+    "What papermill has put behind the parameters stands in the same cell."
+    tagged = lambda c, tag: c.cell_type == 'code' and tag in c.metadata.get('tags', [])
+    given = [c for c in cells if tagged(c, 'injected-parameters')]
+    first = next((c for c in cells if tagged(c, 'parameters')), None)
+    if first is None or not given: return cells
+    first.source = '\n\n'.join(re.sub(r'^# Parameters\n', '', c.source) for c in (first, *given)).replace('\n\n', '\n\n# given to this page\n', 1)
+    return [c for c in cells if c not in given]
+
+
 def stage(page: Page, links: Links, about: Project) -> nbformat.NotebookNode:
     "The page as a notebook that needs nothing but its renderer."
     nb = cells_of(page.source)
     cells, under, heading, drawn = [], 1, page.title, {}
-    for c in nb.cells:
+    for c in one_of_parameters(nb.cells):
         opts, source = options(c.source) if c.cell_type == 'code' else ({}, c.source)
         if c.cell_type == 'raw' or opts.get('hide') or 'default_exp' in opts or opts.get('include') is False or 'remove-cell' in c.metadata.get('tags', []): continue
         if c.cell_type == 'markdown':
@@ -244,6 +257,7 @@ def stage(page: Page, links: Links, about: Project) -> nbformat.NotebookNode:
                 keep['fig-alt'] = keep.get('fig-cap') or f'Picture {n} of the section “{plain}” on the page “{page.title}”'
             head_lines = yaml.safe_dump(keep, allow_unicode=True, sort_keys=False, width=10_000).strip() if keep else ''
             c.source = ''.join(f'#| {l}\n' for l in head_lines.split('\n') if l) + source.strip('\n')
+            if page.section == 'Article': c.outputs = [o for o in c.outputs if not BAR.search(o.get('text') or o.get('data', {}).get('text/plain', ''))]
             for o in c.outputs:
                 data = o.get('data', {})
                 if data.pop('application/vnd.jupyter.widget-view+json', None) is not None and not data: data['text/plain'] = 'A widget that lives in a running notebook.'

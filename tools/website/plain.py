@@ -177,7 +177,7 @@ class Body:
 
     def code(self, c) -> str:
         opts, source = options(c.source)
-        outs = [] if opts.get('output') is False else [self.output(o, opts) for o in c.outputs]
+        outs = [] if opts.get('output') is False else [self.output(o, opts) for o in joined(c.outputs)]
         label, tags = str(opts.get('label', '')), c.metadata.get('tags', [])
         caption = self.md(opts.get('fig-cap') or opts.get('tbl-cap') or '').strip().removeprefix('<p>').removesuffix('</p>') if isinstance(opts.get('fig-cap') or opts.get('tbl-cap'), str) else ''
         shown = ''.join(outs)
@@ -208,6 +208,15 @@ class Body:
     def reference(self, m) -> str:
         if m[1]: return m[1]
         return f'<a href="#{m[2]}">{self.numbers[m[2]]}</a>' if m[2] in self.numbers else f'<a href="#{m[2]}">?{m[2]}</a>'  # the check of links finds it
+
+
+def joined(outputs: list) -> list:
+    "Outputs with texts of one stream, one after the other, as one."
+    found = []
+    for o in outputs:
+        if found and o.output_type == found[-1].output_type == 'stream' and o.name == found[-1].name: found[-1] = nbformat.from_dict(dict(found[-1]) | {'text': found[-1].text + o.text})
+        else: found.append(o)
+    return found
 
 
 def text_output(text: str) -> str:

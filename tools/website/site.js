@@ -44,7 +44,7 @@
     const rows = [...body.rows], cells = (i) => rows.map((r) => r.cells[i]).filter(Boolean);
     if (header) [...header.cells].forEach((th, i) => {  // figures stand to the right
       const values = cells(i).map((c) => worth(c.textContent)).filter((v) => !v.empty);
-      if (values.length && values.every((v) => !Number.isNaN(v.n) && v.t.length < 24 && !/\d-\d/.test(v.t))) [th, ...cells(i)].forEach((c) => c.tagName === 'TD' || c === th ? c.classList.add('number') : 0);
+      if (values.length && values.every((v) => !Number.isNaN(v.n) && v.t.length < 40 && !/\d-\d/.test(v.t))) [th, ...cells(i)].forEach((c) => c.tagName === 'TD' || c === th ? c.classList.add('number') : 0);
       else cells(i).forEach((c) => { if (c.textContent.length > 20) c.classList.add(c.textContent.length > 60 ? 'long' : 'some'); });
     });
     if (!header || rows.length < 2 || rows.some((r) => r.cells.length !== header.cells.length || [...r.cells].some((c) => c.rowSpan > 1 || c.colSpan > 1)) || [...header.cells].some((c) => c.colSpan > 1)) return;
