@@ -240,8 +240,14 @@ def test_what_a_run_said_of_itself(tmp_path):
     said = [new_output('stream', name='stdout', text='one\n'), new_output('stream', name='stderr', text='train:  17%|#6   | 42/252 [00:02<00:11]'), new_output('stream', name='stdout', text='two\n')]
     cells = [new_code_cell('seed = 1', metadata={'tags': ['parameters']}), new_code_cell('# Parameters\nseed = 7', metadata={'tags': ['injected-parameters']}), new_code_cell('go()', outputs=said)]
     html = rendered(tmp_path, cells)[1]
-    assert html.count('Parameters') == 1 and 'seed = 1\n\n# given to this page\nseed = 7' in re.sub('<[^>]+>', '', html).replace('\n\n\n', '\n\n') and '42/252' not in html and '<pre class="out">one\ntwo</pre>' in html
+    assert html.count('Parameters') == 1 and 'seed = 1\n\n# given to this page\nseed = 7' in re.sub('<[^>]+>', '', html).replace('\n\n\n', '\n\n') and '42/252' not in html and '<pre class="out one">one\ntwo</pre>' in html
     assert '42/252' in rendered(tmp_path, cells, section='Learn')[1]
+
+
+def test_long_lines_break_where_they_may():
+    html = plain.code_block('train --img-size 64 -x a-b  # as --said\n', 'sh')
+    assert html.count('class="flag"') == 3 and '<span class="flag">--img-size</span>' in html and re.sub('<[^>]+>', '', html) == 'train --img-size 64 -x a-b  # as --said\n'
+    assert 'class="out one"' in plain.text_output('a b\nc') and 'class="out"' in plain.text_output('a   1\nbb  2') and 'class="out one"' in plain.text_output('a   1')
 
 
 def test_words_are_no_names(tmp_path, mods):

@@ -33,6 +33,7 @@ def coloured(code: str, language: str) -> str:
     try: lexer = get_lexer_by_name({'sh': 'bash', 'console': 'bash', '': 'text', 'mermaid': 'text'}.get(language, language), stripnl=False)
     except ClassNotFound: lexer = get_lexer_by_name('text', stripnl=False)
     marked = re.sub(r'<span class="(?:n|nn|nv|na|nt|p|o|w|err|gp)">([^<]*)</span>', r'\1', highlight(code.strip('\n'), lexer, HtmlFormatter(nowrap=True)))  # what has no colour of its own
+    if lexer.name == 'Bash': marked = re.sub(r'(?<![\w<>"=-])(--?[A-Za-z][\w-]*)', r'<span class="flag">\1</span>', marked)  # no line ends inside of a flag
     lines, spans, out = marked.rstrip('\n').split('\n'), [], []
     for raw, line in zip(code.strip('\n').split('\n'), lines):
         line = ''.join(spans) + line  # a token of several lines is opened again on each
@@ -223,7 +224,8 @@ def text_output(text: str) -> str:
     text = text.rstrip('\n')
     if not text: return ''
     last = re.split(r'\r(?!\n)', text)[-1] if '\r' in text else text  # a progress line is what it was at the end
-    return f'<pre class="out{"" if chr(10) in last else " one"}">{ansi2html(last)}</pre>'
+    columns = re.search(r'\S {2,}\S', last) or re.search(r'^\s', last, re.M)
+    return f'<pre class="out{"" if columns and chr(10) in last else " one"}">{ansi2html(last)}</pre>'
 
 
 def html_output(text: str, alt: str) -> str:
