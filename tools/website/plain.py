@@ -9,13 +9,13 @@ import shutil
 import struct
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import jinja2
 import mistune
 import nbformat
 from latex2mathml.converter import convert
-from nbconvert.filters import ansi2html
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
@@ -164,7 +164,7 @@ class Body:
 
     def output(self, o, opts: dict) -> str:
         "The richest form that needs no kernel."
-        if o.output_type == 'error': return f'<pre class="out error" tabindex="0">{ansi2html("".join(t + chr(10) for t in o.traceback) or f"{o.ename}: {o.evalue}")}</pre>'
+        if o.output_type == 'error': return f'<pre class="out error" tabindex="0">{uncoloured("".join(t + chr(10) for t in o.traceback) or f"{o.ename}: {o.evalue}")}</pre>'
         if o.output_type == 'stream': return text_output(o.text)
         data = o.get('data', {})
         alt = opts.get('fig-alt') or self.describe()
@@ -211,6 +211,9 @@ class Body:
         return f'<a href="#{m[2]}">{self.numbers[m[2]]}</a>' if m[2] in self.numbers else f'<a href="#{m[2]}">?{m[2]}</a>'  # the check of links finds it
 
 
+def uncoloured(text: str) -> str: return esc(re.sub(r'\x1b\[[0-9;]*[A-Za-z]', '', text), quote=False)
+
+
 def joined(outputs: list) -> list:
     "Outputs with texts of one stream, one after the other, as one."
     found = []
@@ -225,7 +228,7 @@ def text_output(text: str) -> str:
     if not text: return ''
     last = re.split(r'\r(?!\n)', text)[-1] if '\r' in text else text  # a progress line is what it was at the end
     columns = re.search(r'\S {2,}\S', last) or re.search(r'^\s', last, re.M)
-    return f'<pre class="out{"" if columns and chr(10) in last else " one"}">{ansi2html(last)}</pre>'
+    return f'<pre class="out{"" if columns and chr(10) in last else " one"}">{uncoloured(last)}</pre>'
 
 
 def html_output(text: str, alt: str) -> str:
@@ -275,8 +278,8 @@ def build(staged: list[tuple[Page, nbformat.NotebookNode | None]], about: Projec
     found = [p for p, _ in staged]
     jobs = [(p, nb, out, context(p, found, about)) for p, nb in staged if nb is not None]
     workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    if workers > 1 and len(jobs) > 8:
-        with ProcessPoolExecutor(workers) as pool: index = list(pool.map(_write, jobs, chunksize=4))
+    if workers > 1 and len(jobs) > 30:  # processes of their own, since a test that holds a browser must not be forked
+        with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool: index = list(pool.map(_write, jobs, chunksize=4))
     else: index = list(map(_write, jobs))
     entries = [e for page in index for e in page]
     (out / 'search.js').write_text('window.mammoIndex=' + json.dumps(entries, ensure_ascii=False, separators=(',', ':')).replace('</', '<\\/') + ';\n', encoding='utf-8')
