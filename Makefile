@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-all readme docs compile lab bench clean
+.PHONY: help setup demo test test-all readme docs pdf compile lab bench clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -40,11 +40,14 @@ readme: setup    ## README.md from nbs/index.ipynb
 docs: setup      ## the site: Quarto where it is installed, plain HTML of the same pages where not
 	$(BIN)/python tools/docs.py
 
+pdf: setup       ## the pages of the article as PDF; needs Quarto
+	@$(BIN)/python tools/docs.py --pdf
+
 compile:         ## the PDF of Article/, which report-pack has laid down; needs latexmk
 	$(MAKE) -C Article compile
 
-lab: setup       ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs/
+lab: setup       ## JupyterLab, with the index open
+	$(BIN)/jupyter lab --ServerApp.root_dir=. nbs/index.ipynb
 
 clean:           ## remove what can be made again; outputs/ stays
 	rm -rf build _docs _proc dist *.egg-info .pytest_cache

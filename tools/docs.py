@@ -1,63 +1,82 @@
-"""The site. With Quarto on the PATH it is nbdev's; without it, plain HTML of the same pages by nbconvert, and the output says so.
+"""The site: home, Learn, guides, article, reference, promises. With Quarto on the PATH it is rendered by it; without it, plain HTML of the same pages.
 
-Everything is staged in build/site, because nbdev looks for `_quarto.yml` beside the notebooks and ours stands at the top.
+    python tools/docs.py [--plain] [--out FOLDER] [--outputs FOLDER]      the site in _docs/
+    python tools/docs.py --pdf                                            the article's pages as PDF (Quarto's typst) in _docs/pdf/
+
+Pages are staged in build/site: what Quarto reads and what plain HTML is made from is the same.
 """
-import json
-import re
+import argparse
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import nbformat
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from website import check, pages, plain, reference
+
 ROOT = Path(__file__).resolve().parents[1]
-STAGE, BIN = ROOT / 'build/site', Path(sys.executable).parent
+WEBSITE = Path(__file__).parent / 'website'
 
 
-def stage() -> list[Path]:
-    "Copies of the notebooks, the configuration, and executed pages of runs."
-    shutil.rmtree(STAGE, ignore_errors=True)
-    shutil.copytree(ROOT / 'nbs', STAGE, ignore=shutil.ignore_patterns('.ipynb_checkpoints', '_*', 'nbdev.yml', 'sidebar.yml'))
-    shutil.copy(ROOT / '_quarto.yml', STAGE)
-    for page in sorted((ROOT / 'outputs').rglob('pages/*.ipynb')):
-        (STAGE / 'runs').mkdir(exist_ok=True)
-        shutil.copy(page, STAGE / 'runs' / f'{page.parents[1].name}-{page.name}')
-    return sorted(STAGE.rglob('*.ipynb'), key=lambda p: (p.stem != 'index', p.relative_to(STAGE)))
+def stage(staged, found: Path) -> None:
+    "Notebooks, navigation and styles as Quarto wants them in one folder."
+    shutil.rmtree(found, ignore_errors=True)
+    for page, nb in staged:
+        to = found / f'{page.path}.ipynb'
+        to.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(nb, to)
+    assets(found)
+    shutil.copy(ROOT / '_quarto.yml', found)
+    for name in ('quarto.scss', 'quarto-dark.scss'): shutil.copy(WEBSITE / name, found)
+    (found / 'sidebar.yml').write_text(yaml.safe_dump({'website': {'sidebar': pages.navigation([p for p, _ in staged])}}, allow_unicode=True, sort_keys=False), encoding='utf-8')
+    (found / 'tables.html').write_text(f'<script>\n{(WEBSITE / "site.js").read_text(encoding="utf-8")}</script>\n', encoding='utf-8')
+    for folder in ('article', 'runs'):  # code is folded there, and there is a PDF
+        if (found / folder).is_dir(): shutil.copy(WEBSITE / 'article.yml', found / folder / '_metadata.yml')
 
 
-def title(page: Path) -> str:
-    for c in json.loads(page.read_text())['cells']:
-        if c['cell_type'] == 'markdown' and (m := re.search(r'^# (.+)$', ''.join(c['source']), re.M)): return m[1]
-    return page.stem
+def assets(out: Path) -> None:
+    "Pictures and other files that stand beside the notebooks."
+    for p in (ROOT / 'nbs').rglob('*'):
+        name = p.relative_to(ROOT / 'nbs')
+        if p.is_file() and p.suffix not in ('.ipynb', '.yml', '.py') and not any(part.startswith(('.', '_')) for part in name.parts):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(p, out / name)
 
 
-def plain(pages: list[Path]) -> Path:
-    "Each page as HTML with a list of all pages at its top."
-    import nbformat
-    from nbconvert import HTMLExporter
-    out, names = ROOT / '_docs', {p: p.relative_to(STAGE).with_suffix('.html') for p in pages}
-    shutil.rmtree(out, ignore_errors=True)
-    for page in pages:
-        nb = nbformat.read(page, as_version=4)
-        up = '../' * (len(names[page].parts) - 1)
-        links = ' · '.join(f'[{title(p)}]({up}{n})' for p, n in names.items())
-        nb.cells = [c for c in nb.cells if not re.search(r'^#\|\s*(hide|default_exp)', c.source, re.M)]
-        for c in nb.cells:
-            if c.cell_type == 'markdown': c.source = re.sub(r'\]\((?!https?:)([^)]+)\.ipynb', r'](\1.html', c.source)
-            if c.cell_type == 'code': c.source = re.sub(r'^#\|.*\n?', '', c.source, flags=re.M)
-        nb.cells.insert(0, nbformat.v4.new_markdown_cell(links))
-        nb.metadata['title'] = title(page)
-        html, _ = HTMLExporter().from_notebook_node(nb, resources={'metadata': {'name': title(page)}})
-        (out / names[page]).parent.mkdir(parents=True, exist_ok=True)
-        (out / names[page]).write_text(html, encoding='utf-8')
-    return out
+def build(out: Path, outputs: Path, only=lambda page: True) -> list[Path]:
+    "The plain rendering."
+    made = plain.build(pages.staged(ROOT, outputs, reference.modules(ROOT), only), pages.project(ROOT), out)
+    assets(out)
+    return made
 
 
-if __name__ == '__main__':
-    pages = stage()
-    if shutil.which('quarto'):
-        from nbdev.quarto import refresh_quarto_yml
-        refresh_quarto_yml()
-        for name in ('nbdev.yml', 'sidebar.yml'):
-            if (ROOT / 'nbs' / name).exists(): shutil.copy(ROOT / 'nbs' / name, STAGE)
-        sys.exit(subprocess.run([BIN / 'nbdev-docs', '--path', STAGE], cwd=ROOT).returncode)
-    print(f'Quarto is not on the PATH: plain HTML of the same {len(pages)} pages is in {plain(pages).relative_to(ROOT)}/ (start at index.html)')
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--plain', action='store_true', help='plain HTML even where Quarto is installed')
+    parser.add_argument('--pdf', action='store_true', help='the pages of the article as PDF instead')
+    parser.add_argument('--out', type=Path, default=ROOT / '_docs')
+    parser.add_argument('--outputs', type=Path, default=ROOT / 'outputs', help='where finished studies lie')
+    args, clock, quarto, folder = parser.parse_args(argv), time.perf_counter(), shutil.which('quarto'), ROOT / 'build/site'
+    if args.pdf and not quarto:
+        print('make pdf needs Quarto (https://quarto.org/docs/get-started): it is not on the PATH, and nothing was made.', file=sys.stderr)
+        return 1
+    if quarto and not args.plain:
+        stage(pages.staged(ROOT, args.outputs.resolve(), reference.modules(ROOT)), folder)
+        if not args.pdf: return subprocess.run([quarto, 'render', folder, '--output-dir', args.out.resolve()]).returncode
+        kinds = [d for d in ('article', 'runs') if (folder / d).is_dir()]
+        return max(subprocess.run([quarto, 'render', folder / d, '--to', 'typst', '--output-dir', args.out.resolve() / 'pdf']).returncode for d in kinds)
+    made = build(args.out.resolve(), args.outputs.resolve())
+    links, wrong = check.check(args.out.resolve())
+    largest = max(made, key=lambda p: p.stat().st_size)
+    why = 'Plain HTML as asked' if quarto else 'Quarto is not on the PATH: plain HTML'
+    print(f'{why} of the same {len(made)} pages is in {args.out.name}/ (start at index.html). {time.perf_counter() - clock:.1f} s, {links} links followed, '
+          f'largest page {largest.stat().st_size / 1e6:.2f} MB ({largest.stem}).')
+    for w in wrong: print(w, file=sys.stderr)
+    return bool(wrong)
+
+
+if __name__ == '__main__': sys.exit(main())
