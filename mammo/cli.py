@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'PRESETS', 'SAME_FLAG', 'BARE', 'FIRST', 'PLACES_THAT_REF
            'train_spine', 'train_chest', 'tune', 'predict', 'reidentify', 'embed', 'embeddings_baselines', 'phantom',
            'demo', 'seeds', 'validate', 'evidence', 'gradcam', 'report_pack', 'eval_export', 'card', 'export',
            'explore', 'gallery', 'datasets', 'audit', 'ensemble_spine', 'CompletionConfig', 'completion', 'start',
-           'usage', 'parse', 'main']
+           'usage', 'parse', 'main', 'with_flag']
 
 # %% ../nbs/63_cli.ipynb #a866df83
 import difflib
@@ -375,11 +375,17 @@ def main(argv: list[str] | None = None) -> int:  # Exit status
         return 130
 
 # %% ../nbs/63_cli.ipynb #b5d693e8
+def with_flag(name: str,          # A command
+              argv: list[str],    # What follows it
+              ) -> list[str]:
+    "The same with the flag in front of a first word that needs none, as in `completion bash`."
+    return [BARE[name], *argv] if name in BARE and argv and not argv[0].startswith('-') else argv
+
+# %% ../nbs/63_cli.ipynb #e3e16448
 def _run(name: str, argv: list[str]) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         raise ConfigError(f'there is no command {name!r}', f'Did you mean {near[0]}?' if near else f'Known are {", ".join(COMMANDS)}.')
     f, cls = COMMANDS[name]
-    if name in BARE and argv and not argv[0].startswith('-'): argv = [BARE[name], *argv]
-    f(parse(cls, argv, f'mammography {name}', PRESETS.get(name)))
+    f(parse(cls, with_flag(name, argv), f'mammography {name}', PRESETS.get(name)))
     return 0

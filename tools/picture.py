@@ -2,7 +2,7 @@
 
     python tools/picture.py [FOLDER]      trains on phantoms in FOLDER (default build/picture; a run that is there is used again), writes nbs/images/phantoms.png
 
-Five minutes on two cores. The picture is committed; make it again when phantoms or Grad-CAM change.
+Two minutes on two cores. The picture is committed; make it again when phantoms or Grad-CAM change.
 """
 import sys
 from dataclasses import replace
@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def trained(folder: Path):
-    "A run of the demo in small."
+    "A run of the demo, of which the last two stages learn: the first ones, random, are computed once."
     if not (folder / 'results/summary.json').exists():
         write_study(folder / 'study', n_exams=60, rows=512, columns=416)
         cfg = demo_config(folder)
-        train_density(replace(cfg, optim=replace(cfg.optim, epochs=10, batch_size=8)))
+        train_density(replace(cfg, model=replace(cfg.model, unfreeze_last=2), optim=replace(cfg.optim, augment=False)))
     return look(folder / 'results', study_data, num_workers=0, device='cpu')
 
 
@@ -49,5 +49,5 @@ if __name__ == '__main__':
     out = ROOT / 'nbs/images/phantoms.png'
     out.parent.mkdir(exist_ok=True)
     fig = draw(trained(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / 'build/picture'))
-    fig.savefig(out, dpi=100, metadata={'Software': None}, pil_kwargs={'quantize': None} if False else {})
+    fig.savefig(out, dpi=100, metadata={'Software': None})
     print(f'{out.relative_to(ROOT)}: {out.stat().st_size / 1000:.0f} kB')
