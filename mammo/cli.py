@@ -209,7 +209,7 @@ def ensemble_spine(cfg: EnsembleConfig) -> None:
     print(run.file('ensemble_report').read_text(encoding='utf-8') + f'\n{run.path}/')
     if not run.read_json('ensemble')['submission']['n']: raise DataError('no file of it was answered', f'The column reason of {run.file("submission").name} says why.', where='--input')
 
-# %% ../nbs/63_cli.ipynb #f7537c61
+# %% ../nbs/63_cli.ipynb #0254f66f
 @dataclass
 class CompletionConfig:
     "What `mammography completion` is told."
@@ -224,7 +224,7 @@ def completion(cfg: CompletionConfig) -> None:
     except SystemExit as e:  # tyro prints and exits
         if e.code: raise
 
-# %% ../nbs/63_cli.ipynb #5a3f4f3a
+# %% ../nbs/63_cli.ipynb #f7537c61
 COMMANDS = {'embed': (embed, EmbedConfig), 'embeddings-baselines': (embeddings_baselines, BaselinesConfig),
             'train-density': (train_density, TrainConfig), 'train-spine': (train_spine, TrainConfig), 'train-chest': (train_chest, TrainConfig), 'ensemble-spine': (ensemble_spine, EnsembleConfig), 'tune': (tune, TuneConfig), 'predict': (predict, PredictConfig),
             'reidentify': (reidentify, ReidentifyConfig), 'completion': (completion, CompletionConfig), 'phantom': (phantom, PhantomConfig), 'demo': (demo, DemoConfig),
@@ -238,7 +238,7 @@ SAME_FLAG = {'--image-root': '--dicom-root'}  # As films that are pictures are c
 
 BARE = {'completion': '--shell', 'datasets': '--name'}  # `completion zsh` means `completion --shell zsh`
 
-# %% ../nbs/63_cli.ipynb #b45b5545
+# %% ../nbs/63_cli.ipynb #d75ec404
 FIRST = (  # Command line, what it does, where its output goes
     ('demo', 'an exercise without data of your own, three minutes', 'outputs/demo/'),
     ('audit --csv labels.csv --dicom-root images', 'what is in your folder, and what is refused', 'outputs/audit/audit.html'),
@@ -258,7 +258,7 @@ def start() -> str:
                       'mammography COMMAND --help                lists the flags of one',
                       'source <(mammography completion bash)     lets Tab complete commands and flags'])
 
-# %% ../nbs/63_cli.ipynb #b52a4666
+# %% ../nbs/63_cli.ipynb #5a3f4f3a
 def usage() -> str:
     "What `mammography --help` says."
     rows = [f'  {name:<22}{f.__doc__}' for name, (f, _) in COMMANDS.items()]
@@ -374,14 +374,14 @@ def main(argv: list[str] | None = None) -> int:  # Exit status
         print('mammography: interrupted', file=sys.stderr)
         return 130
 
-# %% ../nbs/63_cli.ipynb #b5d693e8
+# %% ../nbs/63_cli.ipynb #d82bb2b5
 def with_flag(name: str,          # A command
               argv: list[str],    # What follows it
               ) -> list[str]:
     "The same with the flag in front of a first word that needs none, as in `completion bash`."
     return [BARE[name], *argv] if name in BARE and argv and not argv[0].startswith('-') else argv
 
-# %% ../nbs/63_cli.ipynb #e3e16448
+# %% ../nbs/63_cli.ipynb #b5d693e8
 def _run(name: str, argv: list[str]) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
