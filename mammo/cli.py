@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'PRESETS', 'SAME_FLAG', 'PLACES_THAT_REFUSE', 'DemoConfig', 'train_density', 'train_spine', 'train_chest',
            'tune', 'predict', 'reidentify', 'embed', 'embeddings_baselines', 'phantom', 'demo', 'seeds', 'validate',
-           'evidence', 'gradcam', 'report_pack', 'eval_export', 'card', 'export', 'explore', 'gallery', 'datasets',
-           'audit', 'ensemble_spine', 'usage', 'parse', 'main']
+           'evidence', 'gradcam', 'report_pack', 'eval_export', 'article', 'card', 'export', 'explore', 'gallery',
+           'datasets', 'audit', 'ensemble_spine', 'usage', 'parse', 'main']
 
 # %% ../nbs/63_cli.ipynb #a866df83
 import difflib
@@ -18,9 +18,9 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
-from .config import AuditConfig, BaselinesConfig, CardConfig, DatasetsConfig, EmbedConfig, EnsembleConfig, EvalExportConfig, EvidenceConfig, ExploreConfig, ExportConfig, GalleryConfig, GradcamConfig, PhantomConfig, PredictConfig, ReidentifyConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
-from .core import ConfigError, DataError, MammoError
-from .phases import RECIPES, recipe_defaults
+from .config import ArticleConfig, AuditConfig, BaselinesConfig, CardConfig, DatasetsConfig, EmbedConfig, EnsembleConfig, EvalExportConfig, EvidenceConfig, ExploreConfig, ExportConfig, GalleryConfig, GradcamConfig, PhantomConfig, PredictConfig, ReidentifyConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
+from .core import ConfigError, DataError, MammoError, RunError
+from .phases import GIVEN, RECIPES, article_defaults, recipe_defaults
 
 # %% ../nbs/63_cli.ipynb #00ee7b5b
 @dataclass
@@ -160,6 +160,14 @@ def eval_export(cfg: EvalExportConfig) -> None:
     print(f'{out.path}/\n{out.path}.zip')
 
 
+def article(cfg: ArticleConfig) -> None:
+    "executed pages of a study, one a seed, and the pages that compare them"
+    from mammo.article import article
+    page, failed = article(cfg)
+    print(page)
+    if failed: raise RunError(f'{len(failed)} pages failed: {", ".join(failed)}', 'Their errors stand in them; the same command makes only those again.', where=cfg.run.outdir)
+
+
 def card(cfg: CardConfig) -> None:
     "model card and CLAIM/TRIPOD+AI sheet of a run"
     from mammo.card import card
@@ -213,7 +221,7 @@ COMMANDS = {'embed': (embed, EmbedConfig), 'embeddings-baselines': (embeddings_b
             'reidentify': (reidentify, ReidentifyConfig), 'phantom': (phantom, PhantomConfig), 'demo': (demo, DemoConfig),
             'seeds': (seeds, SeedsConfig), 'validate': (validate, ValidateConfig), 'evidence': (evidence, EvidenceConfig), 'card': (card, CardConfig), 'export': (export, ExportConfig),
             'gradcam': (gradcam, GradcamConfig), 'report-pack': (report_pack, ReportPackConfig), 'eval-export': (eval_export, EvalExportConfig),
-            'explore': (explore, ExploreConfig), 'gallery': (gallery, GalleryConfig), 'datasets': (datasets, DatasetsConfig), 'audit': (audit, AuditConfig)}
+            'article': (article, ArticleConfig), 'explore': (explore, ExploreConfig), 'gallery': (gallery, GalleryConfig), 'datasets': (datasets, DatasetsConfig), 'audit': (audit, AuditConfig)}
 
 PRESETS = {'train-spine': {'classes': 'spine', 'outdir': 'outputs/spine'}, 'train-chest': {'classes': 'chest', 'outdir': 'outputs/chest'}}
 
@@ -256,6 +264,7 @@ def _said(argv: list[str], name: str) -> str:
 def _defaults(cls: type, argv: list[str], preset: dict) -> object:  # None: those of `cls`
     "The recipe's own settings, which flags then change."
     classes = _said(argv, '--classes') or preset.get('classes', '')
+    if cls is ArticleConfig: return article_defaults([n for n in GIVEN if _said(argv, flag(n))])
     if 'data' not in {f.name for f in fields(cls)} or classes not in RECIPES: return None
     own = recipe_defaults(cls, classes, _said(argv, '--arch'))
     return replace(own, run=replace(own.run, outdir=Path(preset['outdir']))) if 'outdir' in preset else own
@@ -280,6 +289,7 @@ def _gathered(cls: type, argv: list[str]) -> list[str]:
         elif a.startswith('--') or a == '-h': values = None; out.append(a)
         elif values is None: out.append(a)
         else: values.append(a)
+    if '--seeds' in at: at['--seeds'] = [part for v in at['--seeds'] for part in v.split(',') if part]  # 42,43,44 as papers write them
     if bare := [n for n, given in at.items() if not given and not {'-h', '--help'} & set(argv)]: raise ConfigError('needs a value', 'Give one or more, or leave it out.', where=bare[0])
     return [part for a in out for part in (a, *at.get(a, ()))]
 
