@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FEW', 'OWN', 'KINDS', 'ENDED', 'way', 'fusion_sentence', 'level_sentence', 'spread_sentence', 'folds_sentence',
-           'classes_sentence', 'maps_sentence', 'search_sentence', 'findings_sentence', 'people_sentence', 'Page',
-           'plan', 'chosen_pages', 'declared', 'check_parameters', 'source_hash', 'package_hash', 'input_stamp',
-           'given_hash', 'hide_places', 'failure', 'dress', 'Work', 'source_folder', 'begin', 'end', 'settle_page',
-           'parameters', 'page_key', 'say', 'Article', 'from_root', 'article']
+           'classes_sentence', 'maps_sentence', 'search_sentence', 'findings_sentence', 'limits_sentence',
+           'people_sentence', 'Page', 'plan', 'chosen_pages', 'declared', 'check_parameters', 'source_hash',
+           'package_hash', 'input_stamp', 'given_hash', 'hide_places', 'failure', 'dress', 'Work', 'source_folder',
+           'begin', 'end', 'settle_page', 'parameters', 'page_key', 'say', 'Article', 'from_root', 'article', 'states',
+           'missing_sentence', 'contents', 'summary_lines', 'endpoint_table', 'article_command', 'commands']
 
 # %% ../nbs/61_article.ipynb #df5751e6
 import ast
@@ -157,6 +158,18 @@ def findings_sentence(rows: Sequence[tuple],   # name, AUROC, low, high, positiv
     groups = {w: [name for name, auroc, low, high, n in rows if way(*(None if e is None else e - .5 for e in (low, high))) == w] for w in ('up', 'down', 'open', 'unknown')}
     said = {'up': 'ranked better than by chance', 'down': 'ranked worse than by chance', 'open': 'not told apart from chance', 'unknown': 'without an interval'}
     return f'Of {len(rows)} finding{"s" * (len(rows) > 1)}, ' + '; '.join(f'{len(names)} {"is" if len(names) == 1 else "are"} {said[w]} ({", ".join(names)})' for w, names in groups.items() if names) + '.'
+
+
+def limits_sentence(value: float | None, low: float | None, high: float | None,   # Quadratic kappa
+                    n: int,
+                    role: str,              # test or val
+                    phantom: bool = False,
+                    ) -> str:
+    "How far the main figure can be trusted."
+    width = f'The 95 % interval of quadratic kappa is {high - low:.2f} wide on {n} images' if way(low, high) != 'unknown' else f'Quadratic kappa has no interval on {n} images'
+    kept = 'These images chose nothing.' if role == 'test' else 'These images chose the epoch: the figures are optimistic and no claim.'
+    drawn = ' The images are phantoms, drawn by this library: nothing on this page speaks of patients.' if phantom else ''
+    return f'{width}. {kept}{drawn}' + _few(n)
 
 
 def people_sentence(images: int, patients: int,
@@ -420,7 +433,9 @@ class Article:
         self.state = run.read_json('article')['pages'] if run.has('article') else {}
         self.open, self.work = [p.name for p in pages], []
         self.package, self.stamps, self.threads = package_hash(), _stamps(cfg, pages, root), threads_each(cfg.run.jobs)
-        self.places = {str(run.path.resolve()): '…/' + run.path.name, str(root): '.', str(Path.home()): '~', sys.prefix: '…/venv', str(sources.parents[1]): '.'}
+        known = flat(cfg)
+        away = {str(v): '…/' + Path(v).name for n in ('csv', 'dicom_root', 'weights', 'input_spec', 'spine_csv', 'spine_root', 'chest_csv', 'chest_root', 'embed_weights', 'cache_dir') if (v := known[n]) and Path(v).is_absolute()}
+        self.places = away | {str(run.path.resolve()): '…/' + run.path.name, str(root): '.', str(Path.home()): '~', sys.prefix: '…/venv', str(sources.parents[1]): '.'}
 
     def write(self) -> None: self.run.write_json('article', {'settings': changed_settings(self.cfg), 'seeds': self.cfg.run.seeds, 'pages': self.state})
 
@@ -483,3 +498,72 @@ def article(cfg: ArticleConfig,
             while a.open or a.work: a.step(); time.sleep(.2)
         finally: end(a.work)
     return Path(os.path.relpath(run.file('page', 'index'))), [p.name for p in rows if a.state[p.name]['state'] != 'finished']
+
+# %% ../nbs/61_article.ipynb #2fb145d9
+def states(outdir: str | Path) -> dict[str, dict]:   # Page → entry; empty where the command was not at work
+    "What became of each page until now."
+    run = RunDir(outdir)
+    return run.read_json('article')['pages'] if run.has('article') else {}
+
+
+def missing_sentence(state: dict[str, dict],   # From `states`
+                     ) -> str:
+    "Which pages this one has to do without."
+    lost = {n: e for n, e in state.items() if e['state'] != 'finished'}
+    if not state: return 'The pages were started one by one; what is shown is what was there.'
+    if not lost: return f'All {len(state)} pages before this one are finished.'
+    return f'{len(lost)} of {len(state)} pages before this one are not finished, and what they would have shown is missing here: ' + '; '.join(f'{n} ({e["state"]}: {e["error"]})' for n, e in lost.items()) + '.'
+
+
+def contents(cfg: ArticleConfig, outdir: str | Path):   # `IPython.display.Markdown`
+    "The pages with links, states and seconds."
+    from IPython.display import Markdown
+    state = states(outdir)
+    rows = [[f'[{p.title}]({p.name}.ipynb)' if p.name in state and state[p.name]['state'] != 'not run' else p.title, (e := state.get(p.name, {'state': 'not made', 'seconds': 0, 'error': ''}))['state'], f'{e["seconds"]:.0f}', e['error'][:120]] for p in plan(cfg) if p.name != 'index']
+    return Markdown('\n'.join(markdown_table(['page', 'state', 's', 'what went wrong'], rows)))
+
+
+def summary_lines(outdir: str | Path) -> str:   # Markdown
+    "The sentences that a reader takes home, each from the files of a page; what is not there is not said."
+    from mammo.tables import claimed, finding_rows, headline_of, newest
+    out = []
+    if s := newest(outdir, f'seeds/{artefact("seeds")}'):
+        said = s.read_json('seeds')
+        if v := said['figures'].get('kappa_quadratic'): out.append(spread_sentence('quadratic kappa', v['seeds']['mean'], v['seeds']['sd'], v['seeds']['n'], *(v['patients']['interval'] or (None, None)), said['n']))
+    if c := newest(outdir, f'cv/seed_*/{artefact("cv_summary")}'):
+        said = c.read_json('cv_summary')
+        if v := said['figures'].get('kappa_quadratic'): out.append(folds_sentence('quadratic kappa', v['mean'], v['sd'], *(v['interval'] or (None, None)), said['folds'], said['n'], None))
+    if f := newest(outdir, artefact('fusion').join(('fused/', ''))):
+        said = f.read_json('fusion')
+        if v := said['figures'].get('kappa_quadratic'): out.append(fusion_sentence(v['gain'], v['low'], v['high'], said['n'], v['title']))
+    if r := newest(outdir, f'spine/results*/{artefact("summary")}'): out.append('Spine: ' + level_sentence('AUROC', *headline_of(r, 'auroc_macro'), .5))
+    if r := newest(outdir, f'chest/results*/{artefact("summary")}'): out.append('Chest: ' + findings_sentence(finding_rows(r)))
+    return '\n'.join(f'- {line}' for line in out) or 'No page has left figures yet.'
+
+
+def endpoint_table(run: RunDir, role: str):   # `IPython.display.Markdown`; a sentence where the run has no endpoint
+    "Sensitivity and specificity at the threshold that validation has chosen."
+    from IPython.display import Markdown
+    from mammo.report import endpoint_rows
+    found = endpoint_rows(run.read_json('metrics', role), '')
+    if not found: return Markdown('This task has no two-sided endpoint.')
+    return Markdown('\n'.join([*markdown_table(list(found[0].head), [list(r) for r in found[0].rows]), '', f'{found[0].caption}.']))
+
+
+def article_command(cfg: ArticleConfig) -> str:
+    "The command line that makes this article; the defaults are left out."
+    import shlex
+    words = ['mammography', 'article', '--seeds', ','.join(map(str, cfg.run.seeds)), '--outdir', str(cfg.run.outdir)]
+    for name, value in changed_settings(cfg).items():
+        flag = '--' + name.replace('_', '-')
+        words += [flag if value else '--no-' + flag[2:]] if isinstance(value, bool) else [flag, *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    return shlex.join(words)
+
+
+def commands(cfg: ArticleConfig, seed: int):   # `IPython.display.Markdown`
+    "How to make the article, one page of it, and one of its trainings again."
+    from IPython.display import Markdown
+    from mammo.pages import training
+    from mammo.search import command_line
+    page = f'papermill nbs/article/density.ipynb {cfg.run.outdir}/density-seed{seed}.ipynb -p seed {seed} -p outdir {cfg.run.outdir}' + (f" -y '{json.dumps({'settings': changed_settings(cfg)})}'" if changed_settings(cfg) else '')
+    return Markdown('\n'.join(['```sh', article_command(cfg), page, command_line(training(cfg, seed)), '```']))

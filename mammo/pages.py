@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PAGES_AT', 'project_root', 'at_root', 'article_config', 'changed_settings', 'turn', 'with_data', 'is_phantom',
            'training', 'made', 'density_run', 'fused_run', 'embedding', 'embeddings_run', 'baselines_run', 'data_run',
-           'audit_run', 'folds_run', 'search_run', 'told_settings', 'xray_training', 'xray_run']
+           'audit_run', 'folds_run', 'search_run', 'maps_run', 'evidence_run', 'seeds_run', 'told_settings',
+           'xray_training', 'xray_run']
 
 # %% ../nbs/58_pages.ipynb #fc8482c3
 import fcntl
@@ -200,6 +201,34 @@ def search_run(cfg: ArticleConfig) -> RunDir:
     place = Path(r.outdir) / 'search' / fingerprint(own)[:8]
     run = TuneRunConfig(outdir=place, seed=own.run.seed, n_boot=r.n_boot, precision=r.precision, device=r.device, num_workers=r.num_workers)
     with turn(cfg, 'search'): return search(density_data(own), TuneConfig(own.data, own.image, own.model, own.optim, run, SearchConfig(trials=r.trials, startup_trials=max(2, r.trials // 2), fixed=fixed)))
+
+# %% ../nbs/58_pages.ipynb #bc9c01f2
+def maps_run(cfg: ArticleConfig) -> tuple[RunDir, str]:   # The first seed's run with gradcam/ in it, and the role
+    "Heat maps of all seeds on the same images, compared and audited."
+    from mammo.config import GradcamConfig
+    from mammo.heatmaps import gradcam
+    from mammo.recipes.all import study_data
+    runs, r = [density_run(cfg, s).path for s in cfg.run.seeds], cfg.run
+    own = GradcamConfig(tuple(runs), per=1, images=r.map_images, audit_images=r.audit_images, n_boot=min(r.n_boot, 1000), device=r.device, num_workers=r.num_workers)
+    with turn(cfg, 'gradcam'): return gradcam(own, study_data)
+
+
+def evidence_run(cfg: ArticleConfig) -> RunDir:
+    "Subgroups, errors, calibration and shortcuts of the first seed's training, in its folder."
+    from mammo.config import EvidenceConfig
+    from mammo.evidence import evidence
+    from mammo.pipeline import train
+    from mammo.recipes.all import study_data
+    own = EvidenceConfig(density_run(cfg, cfg.run.seeds[0]).path, worst=0, n_boot=min(cfg.run.n_boot, 1000), num_workers=cfg.run.num_workers)
+    with turn(cfg, 'evidence'): return evidence(own, study_data, train)
+
+
+def seeds_run(cfg: ArticleConfig) -> RunDir:   # With seeds.json
+    "The trainings of all seeds side by side."
+    from mammo.config import SeedsConfig
+    from mammo.seeds import seeds
+    runs = tuple(density_run(cfg, s).path for s in cfg.run.seeds)
+    with turn(cfg, 'seeds'): return seeds(SeedsConfig(runs, out=Path(cfg.run.outdir) / 'seeds', n_boot=cfg.run.n_boot, overwrite=True))
 
 # %% ../nbs/58_pages.ipynb #acb6f428
 def told_settings(known: dict,                  # Flat

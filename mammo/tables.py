@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['NOT_OUT', 'SEED', 'STATED', 'picture', 'table', 'report_part', 'flow_counts', 'flow_figure', 'people_table',
            'left_out_table', 'claimed', 'figures_table', 'claimed_metrics', 'class_rows', 'classes_table',
-           'finding_rows', 'headline_of', 'paired_gain', 'gain_table', 'seeds_columns', 'class_spread', 'Stated',
-           'beside', 'run_facts', 'versions_table']
+           'finding_rows', 'headline_of', 'paired_gain', 'gain_table', 'seeds_columns', 'class_spread', 'gain_figure',
+           'folds_figure', 'folds_table', 'spread_table', 'embedding_words', 'clusters_table', 'map_figures',
+           'search_facts', 'findings_table', 'input_hashes', 'Stated', 'beside', 'newest', 'our_rows', 'run_facts',
+           'finished_runs', 'facts_table', 'versions_table']
 
 # %% ../nbs/59_tables.ipynb #d73b2e79
 import io
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import ConfigError, DataError, RunError, Task, between, decimals, markdown_table
+from .core import ConfigError, DataError, RunError, Task, between, decimals, hash_file, markdown_table
 from .runs import RunDir, artefact
 
 # %% ../nbs/59_tables.ipynb #38a30a36
@@ -211,6 +213,101 @@ def class_spread(runs: Sequence[RunDir]) -> list[tuple]:   # name, images, mean 
         out.append((rows[0][0], rows[0][4], float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else None, float(x.min()), float(x.max())))
     return out
 
+# %% ../nbs/59_tables.ipynb #9c20b3ab
+def _dots(rows: Sequence[tuple],   # name, dots, mean, ends of the interval or None
+          zero: bool, xlabel: str):  # A matplotlib figure
+    "Dots and an interval a row."
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=(7.2, .5 * len(rows) + 1.1), layout='constrained')
+    ax = fig.subplots()
+    for y, (_, dots, mean, ends) in enumerate(rows):
+        if ends and None not in ends: ax.plot(ends, [y, y], color='#0072B2', lw=5, alpha=.45, solid_capstyle='butt')
+        ax.plot(mean, y, '|', color='#0072B2', ms=14, mew=2)
+        ax.plot(dots, [y] * len(dots), 'o', color='#D55E00', ms=5, mec='white')
+    if zero: ax.axvline(0, color='.5', lw=1, ls='--')
+    ax.set_yticks(range(len(rows)), [r[0] for r in rows])
+    ax.set(ylim=(len(rows) - .5, -.5), xlabel=xlabel)
+    ax.grid(axis='x', alpha=.3)
+    ax.spines[['top', 'right']].set_visible(False)
+    return fig
+
+
+def gain_figure(gain: dict):   # From `paired_gain`
+    "The gain of each figure with its interval."
+    rows = [(v['title'], [], v['gain'], (v['low'], v['high'])) for v in gain['figures'].values()]
+    if not rows: raise DataError('there is no figure', where='gain_figure')
+    return picture(_dots(rows, True, f'gain, mean over seeds; {gain["n"]} {gain["role"]} images of {gain["n_patients"]} patients'), 'Gain of each figure with its interval, and no gain as a line')
+
+
+def _fold_titles(said: dict) -> dict[str, str]:
+    from mammo.seeds import shown
+    return {f: t for f, t in shown(Task.from_dict(said['task'])).items() if f in said['figures']}
+
+
+def folds_figure(said: dict):   # `cv_summary.json`
+    "Each fold as a dot and the mean with its interval."
+    rows = [(t, [x for x in v['folds'] if x is not None], v['mean'], v['interval']) for f, t in _fold_titles(said).items() if (v := said['figures'][f])['mean'] is not None]
+    if not rows: raise DataError('no figure is defined in the folds', where='folds_figure')
+    return picture(_dots(rows, False, f'{said["n"]} images of {said["n_patients"]} patients, each scored once'), 'Each fold as a dot, the mean over folds with its interval as a bar')
+
+
+def folds_table(said: dict):   # `cv_summary.json`
+    "Mean, interval over patients, σ and range over folds."
+    return table(['figure', 'mean ± σ', '95 % interval, patients', 'range over folds'], [(t, f'{decimals(v["mean"])} ± {decimals(v["sd"])}', between(v['interval']), between(v['range'])) for f, t in _fold_titles(said).items() if (v := said['figures'][f])])
+
+
+def spread_table(rows: Sequence[tuple]):   # From `class_spread`
+    "F1 of each class over trainings."
+    return table(['class', 'images', 'F1, mean ± σ', 'range'], [(name, n, f'{decimals(mean)} ± {decimals(sd)}', between([low, high])) for name, n, mean, sd, low, high in rows])
+
+# %% ../nbs/59_tables.ipynb #cab8300f
+def embedding_words(run: RunDir) -> str:
+    "Which network, which weights, how many images. Raises `RunError` for a folder that is not finished."
+    s = run.read_json('summary')
+    w = s['weights_record']
+    weights = 'random weights, so the features are those of an untaught network' if w['source'] == 'none' else f'weights of {w.get("entry") or w.get("file")}'
+    return f'{s["num_samples"]} images of {s["num_patients"]} patients, {s["num_features"]} features each, from {s["arch"]} at {s["img_size"]} pixels ({weights}), {s["precision"]}.'
+
+
+def clusters_table(run: RunDir):
+    "Agreement of clusters with the classes."
+    said = run.read_json('clustering')
+    cell = lambda v, i: decimals(v) + (f' ({between(i)})' if i else '')
+    rows = [(name, c['k'], cell(c['ari'], c['ari_interval']), cell(c['nmi'], c['nmi_interval']), c['why'] or '') for name, c in said['clusters'].items()]
+    return table(['clusters', 'k', 'adjusted Rand', 'mutual information', 'remark'], rows)
+
+
+def map_figures(run: RunDir, role: str) -> dict[str, Path]:   # examples, layers, classes, agreement, audit
+    "The pictures that `gradcam` has left. Raises `RunError` where there are none."
+    found = {n or 'examples': run.file('figure', '_'.join(filter(None, [role, 'gradcam', n]))) for n in ('', 'layers', 'classes', 'agreement', 'audit')}
+    if not found['examples'].exists(): raise RunError('has no heat maps', 'Run mammography gradcam.', where=run.path.name)
+    return {n: p for n, p in found.items() if p.exists()}
+
+
+def search_facts(run: RunDir) -> dict:   # What `search_sentence` takes
+    "The article's own settings, which are the first trial, and the best of all."
+    import pandas as pd
+    said, trials = run.read_json('study'), pd.read_csv(run.file('trials'))
+    own = trials[(trials.trial == 1) & (trials.state == 'COMPLETE')].value
+    best = said['best'] or {}
+    low, high = best.get('interval') or (None, None)
+    return {'first': float(own.iloc[0]) if len(own) else None, 'best': best.get('value'), 'trials': said['trials']['COMPLETE'], 'low': low, 'high': high, 'monitor': said['monitor']}
+
+
+def findings_table(run: RunDir):
+    "Each finding: how often, how well ranked, and what is found at its threshold."
+    from mammo.study import labels_table
+    rows = labels_table(run, claimed(run)).reset_index().to_dict('records')
+    return table(['finding', 'known', 'positive', 'AUROC (95 % interval)', 'sensitivity', 'specificity'], [(r['label'].replace('_', ' '), r['n'], r['positive'], decimals(r['auroc']) + (f' ({between([r["low"], r["high"]])})' if r['low'] == r['low'] else ''), decimals(r['sensitivity'], 2), decimals(r['specificity'], 2)) for r in rows])
+
+
+def input_hashes(cfg):   # `ArticleConfig`
+    "SHA-256 of tables and weights that went in, and of the manifest of the images."
+    from mammo.pages import with_data
+    told = with_data(cfg)
+    files = {'table of labels': told.data.csv, 'weights': told.model.weights if Path(told.model.weights).is_file() else None, 'spine table': told.run.spine_csv, 'chest table': told.run.chest_csv, 'manifest of the images': Path(told.run.outdir) / 'data' / artefact('manifest')}
+    return table(['file', 'SHA-256'], [(name, f'{Path(p).name}: {hash_file(p)[:16]}…') for name, p in files.items() if p and Path(p).is_file()] or [('none', '–')])
+
 # %% ../nbs/59_tables.ipynb #adcf6cdf
 @dataclass(frozen=True)
 class Stated:
@@ -245,6 +342,41 @@ def beside(ours: Sequence[tuple],   # question, who, data and n, metric, value w
         rows += [(q, s.who, s.data, s.metric, s.value, f'stated: {s.source}') for s in STATED if s.question == q]
     return table(['question', 'who', 'data and n', 'metric', 'value', 'source'], rows)
 
+# %% ../nbs/59_tables.ipynb #c5373e9d
+def newest(outdir: str | Path,
+           pattern: str,          # As `spine/results*/summary.json`
+           ) -> RunDir | None:    # None where nothing matches
+    "The run or folder whose file of this pattern was written last."
+    found = sorted(Path(outdir).glob(pattern), key=lambda p: p.stat().st_mtime_ns)
+    return RunDir(found[-1].parent) if found else None
+
+
+def _row(question: str, who: str, what: str, metric: str, value, ends, n: int, patients: object) -> tuple:
+    inside = f' ({between(list(ends))})' if ends and None not in ends else ''
+    return question, who, f'{what}, {n} images of {patients if patients is not None else "unknown"} patients', metric, decimals(value) + inside
+
+
+def our_rows(outdir: str | Path, phantoms: Sequence[str] = ()) -> list[tuple]:   # As `beside` takes them
+    "What this article has found for each question; `phantoms` names the questions that were asked of drawn images."
+    names = {'density': 'phantoms' if 'density' in phantoms else '', 'spine': 'spine phantoms' if 'spine' in phantoms else '', 'chest': 'chest phantoms' if 'chest' in phantoms else ''}
+    data, out = newest(outdir, artefact('manifest').join(('data/', ''))), []
+    own = names['density'] or (data.read_json('manifest')['dataset'] if data else 'own images')
+    if s := newest(outdir, f'seeds/{artefact("seeds")}'):
+        said, v = s.read_json('seeds'), s.read_json('seeds')['figures'].get('kappa_quadratic')
+        if v: out.append(_row('density', f'mean of {v["seeds"]["n"]} seeds', f'{own}, {said["role"]}', 'quadratic κ', v['seeds']['mean'], v['patients']['interval'], said['n'], said['n_patients']))
+    if c := newest(outdir, f'cv/seed_*/{artefact("cv_summary")}'):
+        said, v = c.read_json('cv_summary'), c.read_json('cv_summary')['figures'].get('kappa_quadratic')
+        if v: out.append(_row('density', f'{said["folds"]} folds', own, 'quadratic κ, mean over folds', v['mean'], v['interval'], said['n'], said['n_patients']))
+    if b := newest(outdir, f'baselines/{artefact("report_data")}'):
+        said = b.read_json('report_data')
+        m = next((m for m in said['methods'] if m['method'].startswith('embeddings') and 'logistic' in m['method']), None)
+        if m: out.append(_row('embeddings', m['method'], own, 'balanced accuracy', m['balanced_accuracy']['mean'], m['balanced_accuracy']['interval'], said['n_images'], said['n_patients']))
+    for kind, metric in (('spine', 'AUROC'), ('chest', 'macro AUROC')):
+        if r := newest(outdir, f'{kind}/results*/{artefact("summary")}'):
+            m = claimed_metrics(r)
+            out.append(_row(kind, 'one training', f'{names[kind] or "own films"}, {m["role"]}', metric, m['auroc_macro'], m['intervals'].get('auroc_macro'), m['n'], m['n_patients']))
+    return out
+
 # %% ../nbs/59_tables.ipynb #d509c40b
 def run_facts(runs: dict[str, RunDir]) -> list[tuple]:   # name, seed, commit, split, checkpoint, seconds
     "What a reader needs to trust or repeat each run. Raises `RunError` for a run that is not finished."
@@ -254,6 +386,17 @@ def run_facts(runs: dict[str, RunDir]) -> list[tuple]:   # name, seed, commit, s
         sums = list(s.get('checkpoints', {}).values())
         out.append((name, s['seed'], (s['git_commit'] or 'unknown')[:12] + ('-dirty' if str(s['git_commit']).endswith('-dirty') else ''), s['split_hash'][:12], sums[0][:12] if sums else '–', s.get('threads', '–'), round(s.get('seconds', 0))))
     return out
+
+
+def finished_runs(outdir: str | Path) -> dict[str, RunDir]:   # Place in the folder → run
+    "Every finished training of an article, without the trials of a search."
+    found = sorted(p.parent for p in Path(outdir).glob(f'*/**/results*/{artefact("summary")}'))
+    return {str(p.relative_to(outdir)): RunDir(p) for p in found if 'search' not in p.relative_to(outdir).parts}
+
+
+def facts_table(facts: Sequence[tuple]):   # From `run_facts`
+    "One row a run; hashes by their first twelve digits."
+    return table(['run', 'seed', 'commit', 'split', 'checkpoint (SHA-256)', 'threads', 's'], facts)
 
 
 def versions_table(summary: dict):
