@@ -96,6 +96,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mammo.article.spread_sentence': ('article.html#spread_sentence', 'mammo/article.py'),
                                'mammo.article.states': ('article.html#states', 'mammo/article.py'),
                                'mammo.article.summary_lines': ('article.html#summary_lines', 'mammo/article.py'),
+                               'mammo.article.tell': ('article.html#tell', 'mammo/article.py'),
                                'mammo.article.way': ('article.html#way', 'mammo/article.py')},
             'mammo.audit': { 'mammo.audit.Criterion': ('audit.html#criterion', 'mammo/audit.py'),
                              'mammo.audit.Criterion.verdict': ('audit.html#criterion.verdict', 'mammo/audit.py'),

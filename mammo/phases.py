@@ -87,8 +87,8 @@ def recipe_defaults(cls: type,        # A configuration with the group `data`
 # %% ../nbs/02_phases.ipynb #90a3a936
 GIVEN = ('csv', 'dicom_root', 'dataset')  # Settings that say which images are meant
 PHANTOMS = {'article': dict(img_size=128, arch='resnet18', weights='none', epochs=14, batch_size=16, lr=1e-3, backbone_lr=1e-3, optimizer='adamw', weight_decay=.01, precision='fp32', trials=4, search_epochs=5),
-            'spine': dict(arch='resnet18', weights='none', img_size=96, epochs=8, batch_size=16, lr=1e-3, backbone_lr=1e-3, weight_decay=.01, near_duplicates=False, save_optimizer=False),
-            'chest': dict(arch='resnet18', weights='none', img_size=96, epochs=8, batch_size=16, lr=1e-3, backbone_lr=1e-3, weight_decay=.01, near_duplicates=False, phases=())}
+            'spine': dict(arch='resnet18', weights='none', img_size=96, epochs=8, batch_size=16, lr=1e-3, backbone_lr=1e-3, weight_decay=.01, near_duplicates=False, save_optimizer=False, precision='fp32'),
+            'chest': dict(arch='resnet18', weights='none', img_size=96, epochs=8, batch_size=16, lr=1e-3, backbone_lr=1e-3, weight_decay=.01, near_duplicates=False, phases=(), precision='fp32')}
 
 
 def article_defaults(given: list[str],      # Which of `GIVEN` the user names

@@ -92,7 +92,7 @@ def flow_figure(counts: dict):   # From `flow_counts`; a matplotlib figure
     ax.text(8.1, 6.9, f'named in the audit\n{left}', ha='center', va='center', fontsize=9, bbox=box | {'ec': '#D55E00'})
     ax.text(3.2, 5.1, f'{counts["images"]} images\n{counts["exams"]} exams, {counts["patients"]} patients', ha='center', va='center', fontsize=10, bbox=box)
     ax.annotate('', (3.2, 6.1), (3.2, 8.0), arrowprops=arrow)
-    ax.annotate('', (6.5, 6.9), (3.2, 6.9), arrowprops=arrow)
+    ax.annotate('', (6.75, 6.9), (3.2, 6.9), arrowprops=arrow)
     names, k = {'train': 'training', 'val': 'validation', 'cal': 'calibration', 'test': 'test'}, len(counts['roles'])
     for i, (role, (images, patients)) in enumerate(counts['roles'].items()):
         x = 10 * (i + .5) / k
@@ -105,7 +105,9 @@ def people_table(manifest: dict,   # `data_manifest.json`
                  ):
     "Images by label, view, side and vendor."
     shown = {'labels': 'label', 'view': 'view', 'laterality': 'side', 'manufacturer': 'vendor'}
-    rows = [(name, k if k not in ('', 'None', 'nan') else 'unknown', v if not isinstance(v, dict) else f'{v["1"]} yes, {v["0"]} no, {v["unknown"]} unknown') for key, name in shown.items() for k, v in manifest['counts'].get(key, {}).items()]
+    task = manifest.get('task') or {}
+    names = dict(zip(task.get('labels', ()), task.get('display', ()))) if task.get('kind') == 'multiclass' else {}
+    rows = [(name, names.get(k, k) if k not in ('', 'None', 'nan') else 'unknown', v if not isinstance(v, dict) else f'{v["1"]} yes, {v["0"]} no, {v["unknown"]} unknown') for key, name in shown.items() for k, v in manifest['counts'].get(key, {}).items()]
     return table(['', 'value', 'images'], rows)
 
 
