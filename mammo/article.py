@@ -496,7 +496,7 @@ def from_root(cfg: ArticleConfig, root: Path) -> ArticleConfig:
 def article(cfg: ArticleConfig,
             pages: list[Page] | None = None,   # Default: `plan`
             sources: Path | None = None,       # Folder of the notebooks; default: nbs/article
-            ) -> tuple[Path, list[str]]:       # The index, and the names of the pages that failed or were not run
+            ) -> tuple[Path, list[str]]:       # The index, or pages/ where it was not asked for; and the names of the pages that failed or were not run
     "What `mammography article` does. Raises `ConfigError` for parameters before any page runs."
     root = project_root()
     cfg = from_root(cfg, root)
@@ -509,7 +509,8 @@ def article(cfg: ArticleConfig,
         try:
             while a.open or a.work: a.step(); time.sleep(.2)
         finally: end(a.work)
-    return Path(os.path.relpath(run.file('page', 'index'))), [p.name for p in rows if a.state[p.name]['state'] != 'finished']
+    last = run.file('page', 'index')
+    return Path(os.path.relpath(last if last.exists() else last.parent)), [p.name for p in rows if a.state[p.name]['state'] != 'finished']
 
 # %% ../nbs/61_article.ipynb #2fb145d9
 def states(outdir: str | Path) -> dict[str, dict]:   # Page → entry; empty where the command was not at work

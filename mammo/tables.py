@@ -107,7 +107,8 @@ def people_table(manifest: dict,   # `data_manifest.json`
     shown = {'labels': 'label', 'view': 'view', 'laterality': 'side', 'manufacturer': 'vendor'}
     task = manifest.get('task') or {}
     names = dict(zip(task.get('labels', ()), task.get('display', ()))) if task.get('kind') == 'multiclass' else {}
-    rows = [(name, names.get(k, k) if k not in ('', 'None', 'nan') else 'unknown', v if not isinstance(v, dict) else f'{v["1"]} yes, {v["0"]} no, {v["unknown"]} unknown') for key, name in shown.items() for k, v in manifest['counts'].get(key, {}).items()]
+    order = list(names)  # as a reader knows the classes
+    rows = [(name, names.get(k, k) if k not in ('', 'None', 'nan') else 'unknown', v if not isinstance(v, dict) else f'{v["1"]} yes, {v["0"]} no, {v["unknown"]} unknown') for key, name in shown.items() for k, v in sorted(manifest['counts'].get(key, {}).items(), key=lambda i: order.index(i[0]) if i[0] in order else 0)]
     return table(['', 'value', 'images'], rows)
 
 
