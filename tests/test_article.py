@@ -183,7 +183,7 @@ def test_the_line_of_the_issue(tmp_path):
     import shutil
     (tmp_path / 'nbs').mkdir()
     shutil.copytree(ROOT / 'nbs/article', tmp_path / 'nbs/article')
-    (tmp_path / 'outputs/article').mkdir(parents=True)   # papermill wants it
+    shutil.copytree(ROOT / 'outputs/article', tmp_path / 'outputs/article', ignore=lambda folder, names: [n for n in names if n != 'README.md'])   # papermill wants the folder: it is in the repository
     line = [sys.executable, '-m', 'papermill', 'nbs/article/density.ipynb', 'outputs/article/density-seed43.ipynb', '-p', 'seed', '43', '-y', json.dumps({'settings': TINY})]
     done = subprocess.run(line, cwd=tmp_path, env=os.environ | {'IN_TEST': '1'}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
