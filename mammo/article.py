@@ -169,7 +169,7 @@ def findings_sentence(rows: Sequence[tuple],   # name, AUROC, low, high, positiv
     groups = {w: [name for name, v in found.items() if v == w] for w in said}
     return f'Of {len(rows)} finding{"s" * (len(rows) > 1)}, ' + '; '.join(f'{len(names)} {"is" if len(names) == 1 else "are"} {said[w]} ({", ".join(names)})' for w, names in groups.items() if names) + '.'
 
-
+# %% ../nbs/61_article.ipynb #a94389bc
 def limits_sentence(value: float | None, low: float | None, high: float | None,   # Quadratic kappa
                     n: int,
                     role: str,              # test or val
@@ -365,7 +365,7 @@ def source_folder(root: Path) -> Path:
     if not found: raise ConfigError('there are no pages', 'Pages belong to the repository: start the command from a clone.', where=PAGES_AT)
     return found
 
-
+# %% ../nbs/61_article.ipynb #5c9aae97
 def begin(run: RunDir,           # The article's folder
           page: Page,
           given: dict,           # All parameters
@@ -383,7 +383,7 @@ def begin(run: RunDir,           # The article's folder
     env = os.environ | dict.fromkeys(names, str(threads)) | {'IN_TEST': '1', 'PYTHONWARNINGS': 'ignore'}
     return Work(page, key, subprocess.Popen(command, cwd=root, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True), log)
 
-
+# %% ../nbs/61_article.ipynb #35719f02
 def end(work: Sequence[Work], wait: float = 10) -> None:
     "Ends pages and all that they have started."
     import signal
@@ -397,7 +397,7 @@ def end(work: Sequence[Work], wait: float = 10) -> None:
         except subprocess.TimeoutExpired: tell(w, signal.SIGKILL); w.process.wait()
         w.log.close()
 
-
+# %% ../nbs/61_article.ipynb #396e0072
 def settle_page(run: RunDir, w: Work, places: dict[str, str]) -> dict:   # Entry of `article.json`
     "Moves a page that has ended to pages/, with its state."
     w.log.close()
@@ -553,7 +553,7 @@ def summary_lines(outdir: str | Path) -> str:   # Markdown
     if r := newest(outdir, f'chest/results*/{artefact("summary")}'): out.append('Chest: ' + findings_sentence(finding_rows(r)))
     return '\n'.join(f'- {line}' for line in out) or 'No page has left figures yet.'
 
-
+# %% ../nbs/61_article.ipynb #cb328412
 def endpoint_table(run: RunDir, role: str):   # `IPython.display.Markdown`; a sentence where the run has no endpoint
     "Sensitivity and specificity at the threshold that validation has chosen."
     from IPython.display import Markdown

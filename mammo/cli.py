@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'PRESETS', 'SAME_FLAG', 'PLACES_THAT_REFUSE', 'DemoConfig', 'train_density', 'train_spine', 'train_chest',
            'tune', 'predict', 'reidentify', 'embed', 'embeddings_baselines', 'phantom', 'demo', 'seeds', 'validate',
-           'evidence', 'gradcam', 'report_pack', 'eval_export', 'article', 'card', 'export', 'explore', 'gallery',
+           'evidence', 'gradcam', 'report_pack', 'eval_export', 'card', 'article', 'export', 'explore', 'gallery',
            'datasets', 'audit', 'ensemble_spine', 'usage', 'parse', 'main']
 
 # %% ../nbs/63_cli.ipynb #a866df83
@@ -160,19 +160,19 @@ def eval_export(cfg: EvalExportConfig) -> None:
     print(f'{out.path}/\n{out.path}.zip')
 
 
+def card(cfg: CardConfig) -> None:
+    "model card and CLAIM/TRIPOD+AI sheet of a run"
+    from mammo.card import card
+    run = card(cfg)
+    for kind in ('card', 'sheet', 'sheet_table'): print(run.file(kind))
+
+# %% ../nbs/63_cli.ipynb #0e94ceb5
 def article(cfg: ArticleConfig) -> None:
     "executed pages of a study, one a seed, and the pages that compare them"
     from mammo.article import article
     page, failed = article(cfg)
     print(page)
     if failed: raise RunError(f'{len(failed)} pages failed: {", ".join(failed)}', 'Their errors stand in them; the same command makes only those again.', where=cfg.run.outdir)
-
-
-def card(cfg: CardConfig) -> None:
-    "model card and CLAIM/TRIPOD+AI sheet of a run"
-    from mammo.card import card
-    run = card(cfg)
-    for kind in ('card', 'sheet', 'sheet_table'): print(run.file(kind))
 
 # %% ../nbs/63_cli.ipynb #6e572f3c
 def export(cfg: ExportConfig) -> None:

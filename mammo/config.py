@@ -692,7 +692,7 @@ class ArticleRunConfig:
             if getattr(self, f'{name}_root') and not getattr(self, f'{name}_csv'): raise ConfigError('has no table', f'Add --{name}-csv.', where=f'--{name}-root')
             if odd := [s for s in getattr(self, f'{name}_settings') if '=' not in s]: raise ConfigError(f'holds {odd[0]!r}', 'Write name=value.', where=f'--{name}-settings')
 
-
+# %% ../nbs/01_config.ipynb #7de8369a
 @dataclass
 class ArticleConfig:
     "What `mammography article` is told."
