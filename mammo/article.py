@@ -421,10 +421,10 @@ def parameters(cfg: ArticleConfig, page: Page, outdir: str, state: dict) -> dict
     return given
 
 
-def page_key(cfg: ArticleConfig, page: Page, given: dict, state: dict, sources: Path, package: str, stamps: dict[str, str]) -> str:
-    "Changes with everything that a page depends on."
-    before = {n: (state.get(n, {}).get('state'), state.get(n, {}).get('given')) for n in (*page.needs, *page.after)}
-    return stable_hash([source_hash(sources / f'{page.source}.ipynb'), page.title, given, package, {n: stamps[n] for n in page.inputs}, before])
+def page_key(run: RunDir, page: Page, given: dict, state: dict, before: Sequence[Page], sources: Path, package: str, stamps: dict[str, str]) -> str:
+    "Changes with everything that a page depends on; what pages before it have left is read anew."
+    left = {p.name: (state.get(p.name, {}).get('state'), given_hash(run.path, p)) for p in before}
+    return stable_hash([source_hash(sources / f'{page.source}.ipynb'), page.title, given, package, {n: stamps[n] for n in page.inputs}, left])
 
 
 def _stamps(cfg: ArticleConfig, pages: Sequence[Page], root: Path) -> dict[str, str]:
@@ -463,8 +463,9 @@ class Article:
         "Starts a page, or says why there is nothing to start."
         if lost := [n for n in page.needs if self.state.get(n, {}).get('state') != 'finished']: return self.note(page.name, {'state': 'not run', 'key': '', 'seconds': 0., 'error': f'needs {", ".join(lost)}', 'title': page.title, 'given': ''})
         given = parameters(self.cfg, page, self.outdir, self.state)
-        key, old = page_key(self.cfg, page, given, self.state, self.sources, self.package, self.stamps), self.state.get(page.name, {})
-        if old.get('state') == 'finished' and old.get('key') == key and self.run.has('page', page.name) and not self.cfg.run.again:
+        before = [p for p in self.pages if p.name in (*page.needs, *page.after)]
+        key, old = page_key(self.run, page, given, self.state, before, self.sources, self.package, self.stamps), self.state.get(page.name, {})
+        if not self.cfg.run.again and self.run.has('page', page.name) and (old.get('state'), old.get('key'), old.get('given')) == ('finished', key, given_hash(self.run.path, page)):
             self.open.remove(page.name)
             return say(page.name, 'finished before', old['seconds'])
         self.state.pop(page.name, None)
