@@ -175,7 +175,9 @@ def paired_gain(runs: Sequence[RunDir],    # One a seed
                 ) -> dict:                 # JSON-ready: figure → `gain, low, high, mean, other`; and `n, n_patients, seeds, role`
     "Mean over seeds of each figure of `runs` minus that of `others`, with the interval over the same resampled patients. Raises `RunError` where they were scored on other images."
     from mammo.comparing import interval
+    import numpy as np
     from mammo.crossval import figure_names
+    from mammo.metrics import LOST
     from mammo.seeds import read_whole, seed_draws, shown
     role = claimed(runs[0])
     a, b = ([read_whole(r, role) for r in group] for group in (runs, others))
@@ -186,7 +188,7 @@ def paired_gain(runs: Sequence[RunDir],    # One a seed
     for f, title in shown(t.task).items():
         i = figure_names(t.task).index(f)
         d = draws[0][:, i] - draws[1][:, i]
-        low, high = interval(d) or (None, None)
+        low, high = (interval(d) if np.isnan(d[1:]).mean() <= LOST else None) or (None, None)  # as single runs have it: too many resamples lack a class
         out['figures'][f] = {'title': title, 'gain': float(d[0]), 'low': low, 'high': high, 'mean': float(draws[0][0, i]), 'other': float(draws[1][0, i])}
     return out
 
