@@ -197,7 +197,7 @@ def gain_table(gain: dict, names: tuple[str, str] = ('with features', 'images al
     "Both means, and the gain with its interval."
     return table(['figure', *names, 'gain (95 % interval)'], [(v['title'], decimals(v['mean']), decimals(v['other']), f'{v["gain"]:+.3f} ({between([v["low"], v["high"]])})') for v in gain['figures'].values()])
 
-
+# %% ../nbs/59_tables.ipynb #38b0c1a0
 def seeds_columns(said: dict):   # `seeds.json`
     "A column a training, then mean ± sample σ; rows are figures."
     from mammo.seeds import shown
