@@ -4,6 +4,7 @@ sees real figures without training anything.
     python tools/store_pages.py [outputs/article]
 """
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ def stored(source: dict,   # A notebook of nbs/article
            page: dict,     # The same, executed
            ) -> int:       # Cells with outputs
     "Puts the outputs of a page into its source."
-    done = {''.join(c['source']): c['outputs'] for c in page['cells'] if c['cell_type'] == 'code'}
+    here = lambda outputs: json.loads(re.sub(r'(\w+)-seed\d+\.(ipynb|html)', r'\1.\2', json.dumps(outputs)))  # a link to the page of a seed leads to the page
+    done = {''.join(c['source']): here(c['outputs']) for c in page['cells'] if c['cell_type'] == 'code'}
     for c in source['cells']:
         if c['cell_type'] == 'code' and ''.join(c['source']) in done:
             c['outputs'] = [o | ({'execution_count': None} if o['output_type'] == 'execute_result' else {}) for o in done[''.join(c['source'])]]
