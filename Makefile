@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-all readme docs pdf compile lab bench clean
+.PHONY: help setup demo article test test-all readme docs pdf compile lab bench clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -22,6 +22,9 @@ $(STAMP): settings.ini pyproject.toml setup.py
 
 demo: setup      ## phantom exams as DICOM, a density model trained on them, its evaluation
 	$(BIN)/mammography demo --outdir outputs/demo
+
+article: setup   ## executed pages of a phantom study, three seeds, in outputs/article
+	$(BIN)/mammography article --outdir outputs/article
 
 test: setup      ## every notebook's tests, then pytest
 	$(BIN)/python tools/notebooks.py

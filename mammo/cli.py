@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'PRESETS', 'SAME_FLAG', 'BARE', 'FIRST', 'PLACES_THAT_REFUSE', 'DemoConfig', 'train_density',
            'train_spine', 'train_chest', 'tune', 'predict', 'reidentify', 'embed', 'embeddings_baselines', 'phantom',
-           'demo', 'seeds', 'validate', 'evidence', 'gradcam', 'report_pack', 'eval_export', 'card', 'export',
-           'explore', 'gallery', 'datasets', 'audit', 'ensemble_spine', 'CompletionConfig', 'completion', 'start',
-           'usage', 'parse', 'main', 'with_flag']
+           'demo', 'seeds', 'validate', 'evidence', 'gradcam', 'report_pack', 'eval_export', 'card', 'article',
+           'export', 'explore', 'gallery', 'datasets', 'audit', 'ensemble_spine', 'CompletionConfig', 'completion',
+           'start', 'usage', 'parse', 'main', 'with_flag']
 
 # %% ../nbs/63_cli.ipynb #a866df83
 import difflib
@@ -21,9 +21,9 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from .config import AuditConfig, BaselinesConfig, CardConfig, DatasetsConfig, EmbedConfig, EnsembleConfig, EvalExportConfig, EvidenceConfig, ExploreConfig, ExportConfig, GalleryConfig, GradcamConfig, PhantomConfig, PredictConfig, ReidentifyConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
-from .core import ConfigError, DataError, MammoError
-from .phases import RECIPES, recipe_defaults
+from .config import ArticleConfig, AuditConfig, BaselinesConfig, CardConfig, DatasetsConfig, EmbedConfig, EnsembleConfig, EvalExportConfig, EvidenceConfig, ExploreConfig, ExportConfig, GalleryConfig, GradcamConfig, PhantomConfig, PredictConfig, ReidentifyConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
+from .core import ConfigError, DataError, MammoError, RunError
+from .phases import GIVEN, RECIPES, article_defaults, recipe_defaults
 
 # %% ../nbs/63_cli.ipynb #00ee7b5b
 @dataclass
@@ -169,6 +169,14 @@ def card(cfg: CardConfig) -> None:
     run = card(cfg)
     for kind in ('card', 'sheet', 'sheet_table'): print(run.file(kind))
 
+# %% ../nbs/63_cli.ipynb #0e94ceb5
+def article(cfg: ArticleConfig) -> None:
+    "executed pages of a study, one a seed, and the pages that compare them"
+    from mammo.article import article
+    page, failed = article(cfg)
+    print(page)
+    if failed: raise RunError(f'{len(failed)} pages failed: {", ".join(failed)}', 'Their errors stand in them; the same command makes only those again.', where=cfg.run.outdir)
+
 # %% ../nbs/63_cli.ipynb #6e572f3c
 def export(cfg: ExportConfig) -> None:
     "a run's model as safetensors or ONNX, compared with the run"
@@ -231,7 +239,7 @@ COMMANDS = {'embed': (embed, EmbedConfig), 'embeddings-baselines': (embeddings_b
             'reidentify': (reidentify, ReidentifyConfig), 'completion': (completion, CompletionConfig), 'phantom': (phantom, PhantomConfig), 'demo': (demo, DemoConfig),
             'seeds': (seeds, SeedsConfig), 'validate': (validate, ValidateConfig), 'evidence': (evidence, EvidenceConfig), 'card': (card, CardConfig), 'export': (export, ExportConfig),
             'gradcam': (gradcam, GradcamConfig), 'report-pack': (report_pack, ReportPackConfig), 'eval-export': (eval_export, EvalExportConfig),
-            'explore': (explore, ExploreConfig), 'gallery': (gallery, GalleryConfig), 'datasets': (datasets, DatasetsConfig), 'audit': (audit, AuditConfig)}
+            'article': (article, ArticleConfig), 'explore': (explore, ExploreConfig), 'gallery': (gallery, GalleryConfig), 'datasets': (datasets, DatasetsConfig), 'audit': (audit, AuditConfig)}
 
 PRESETS = {'train-spine': {'classes': 'spine', 'outdir': 'outputs/spine'}, 'train-chest': {'classes': 'chest', 'outdir': 'outputs/chest'}}
 
@@ -296,6 +304,7 @@ def _said(argv: list[str], name: str) -> str:
 def _defaults(cls: type, argv: list[str], preset: dict) -> object:  # None: those of `cls`
     "The recipe's own settings, which flags then change."
     classes = _said(argv, '--classes') or preset.get('classes', '')
+    if cls is ArticleConfig: return article_defaults([n for n in GIVEN if _said(argv, flag(n))])
     if 'data' not in {f.name for f in fields(cls)} or classes not in RECIPES: return None
     own = recipe_defaults(cls, classes, _said(argv, '--arch'))
     return replace(own, run=replace(own.run, outdir=Path(preset['outdir']))) if 'outdir' in preset else own
@@ -320,6 +329,7 @@ def _gathered(cls: type, argv: list[str]) -> list[str]:
         elif a.startswith('--') or a == '-h': values = None; out.append(a)
         elif values is None: out.append(a)
         else: values.append(a)
+    if '--seeds' in at: at['--seeds'] = [part for v in at['--seeds'] for part in v.split(',') if part]  # 42,43,44 as papers write them
     if bare := [n for n, given in at.items() if not given and not {'-h', '--help'} & set(argv)]: raise ConfigError('needs a value', 'Give one or more, or leave it out.', where=bare[0])
     return [part for a in out for part in (a, *at.get(a, ()))]
 

@@ -8,8 +8,8 @@ __all__ = ['FREE', 'PLACES', 'at_least', 'flag', 'DataConfig', 'ImageConfig', 'B
            'ReidentifyConfig', 'PhantomConfig', 'EmbedImageConfig', 'EmbedModelConfig', 'EmbedRunConfig', 'MapsConfig',
            'EmbedConfig', 'BaselinesConfig', 'SeedsConfig', 'EvidenceConfig', 'ValidateConfig', 'CardConfig',
            'ExportConfig', 'DatasetsConfig', 'AuditConfig', 'GradcamConfig', 'ReportPackConfig', 'EvalExportConfig',
-           'ExploreConfig', 'GalleryConfig', 'EnsembleConfig', 'TuneRunConfig', 'SearchConfig', 'TuneConfig', 'flat',
-           'unflat', 'fingerprint', 'differences']
+           'ExploreConfig', 'GalleryConfig', 'EnsembleConfig', 'TuneRunConfig', 'SearchConfig', 'TuneConfig',
+           'ArticleDataConfig', 'ArticleRunConfig', 'ArticleConfig', 'flat', 'unflat', 'fingerprint', 'differences']
 
 # %% ../nbs/01_config.ipynb #baa98fe9
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -650,6 +650,62 @@ class TuneConfig(TrainConfig):
 
     def __post_init__(self):
         if self.model.view_specific: raise ConfigError('is two models with two best epochs', 'Search with one model, then train with --view-specific.', where='--view-specific')
+
+# %% ../nbs/01_config.ipynb #0db634aa
+@dataclass
+class ArticleDataConfig(DataConfig):
+    "As for training, with a test set: what an article says it says of images that chose nothing."
+    test_split: float = 0.2   # Share of patients that nothing touches before the final evaluation
+
+
+@dataclass
+class ArticleRunConfig:
+    "Which pages, which seeds, and how much is spent on them."
+    outdir: Path = Path('outputs/article')   # Gets pages/, the runs that they show, and article.json with the state of each page
+    seeds: tuple[int, ...] = (42, 43, 44)    # One page of density for each
+    jobs: int = 2                            # Pages at a time, each a process of its own
+    pages: tuple[str, ...] = ()              # Only these, with those that they wait for; default: all
+    again: bool = False                      # Make finished pages again; runs that are finished stay
+    folds: int = 3                           # Of the cross-validation
+    trials: int = 8                          # Of the search for settings
+    search_epochs: int = 0                   # Epochs of a trial; 0 = as many as a training
+    embed_arch: str = ''                     # Network of the embeddings; default: the one that is trained
+    embed_weights: str = ''                  # Its weights; default: those of the training
+    map_images: int = 60                     # Images whose heat maps are counted and compared
+    audit_images: int = 8                    # Images whose heat maps are audited; 0 = none
+    exams: int = 100                         # Exams of the phantom study, where no data are given
+    spine_csv: Path | None = None            # Table of spine films; default: phantoms
+    spine_root: Path | None = None           # Their folder
+    spine_settings: tuple[str, ...] = ()     # Settings of the spine training, as epochs=10 img_size=224
+    chest_csv: Path | None = None            # Table of chest films; default: phantoms
+    chest_root: Path | None = None           # Their folder
+    chest_settings: tuple[str, ...] = ()     # Settings of the chest training
+    n_boot: int = 2000                       # Bootstrap resamples over patients
+    precision: Literal['auto', 'fp32', 'bf16'] = 'auto'    # auto: bf16 where the hardware has it
+    device: str = 'auto'                     # auto cpu cuda mps
+    num_workers: int = 0                     # Decoding and loader processes of each page; 0 = none, since pages work side by side
+
+    def __post_init__(self):
+        at_least(self, jobs=1, folds=2, trials=1, search_epochs=0, map_images=2, audit_images=0, exams=12, n_boot=1, num_workers=-1)
+        if not self.seeds or any(s < 0 for s in self.seeds) or len(set(self.seeds)) < len(self.seeds): raise ConfigError(f'are {" ".join(map(str, self.seeds)) or "none"}', 'Use different numbers from 0.', where='--seeds')
+        for name in ('spine', 'chest'):
+            if getattr(self, f'{name}_root') and not getattr(self, f'{name}_csv'): raise ConfigError('has no table', f'Add --{name}-csv.', where=f'--{name}-root')
+            if odd := [s for s in getattr(self, f'{name}_settings') if '=' not in s]: raise ConfigError(f'holds {odd[0]!r}', 'Write name=value.', where=f'--{name}-settings')
+
+# %% ../nbs/01_config.ipynb #7de8369a
+@dataclass
+class ArticleConfig:
+    "What `mammography article` is told."
+    data: ArticleDataConfig = field(default_factory=ArticleDataConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: ArticleRunConfig = field(default_factory=ArticleRunConfig)
+
+    def __post_init__(self):
+        if self.model.embeddings_dir: raise ConfigError('is made by the article itself', 'Leave it out: there is a page with features and one without.', where='--embeddings-dir')
+        if self.model.view_specific: raise ConfigError('is two models on one page', 'Leave it out.', where='--view-specific')
+        if self.data.classes not in ('density', 'binary'): raise ConfigError(f'is {self.data.classes}', 'Spine and chest have pages of their own: --spine-csv, --chest-csv.', where='--classes')
 
 # %% ../nbs/01_config.ipynb #e9b6002c
 def flat(cfg: object) -> dict[str, object]:  # JSON-ready: paths as text

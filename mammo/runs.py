@@ -117,7 +117,8 @@ FILES = dict(config='config.json', summary='summary.json', history='train_histor
              study='study.json', study_page='study.md', journal='study_journal.log', trials='trials.csv', trial_folder='trials/trial_{role}', trial='optuna_trial.json', trial_log='ray_hpo_{role}.jsonl',
              phase='phase_{role}', thresholds='thresholds.json', phases='phases.csv', seed_checkpoint='checkpoints/{role}_best.pth', training_log='checkpoints/training_logs/{role}_log.csv',
              eval_summary='eval_summary.csv', per_label='eval_per_label_auroc.csv', confusion_template='confusion_template.csv', snapshot='config_snapshot.json',
-             census='audit.json', census_report='audit.md', census_page='audit.html', census_files='files.csv', census_duplicates='duplicates.csv')
+             census='audit.json', census_report='audit.md', census_page='audit.html', census_files='files.csv', census_duplicates='duplicates.csv',
+             article='article.json', page='pages/{role}.ipynb', page_part='unfinished/{role}.ipynb', page_given='unfinished/{role}.json', page_log='logs/{role}.log', fusion='fusion.json')
 
 # %% ../nbs/02_runs.ipynb #559b5c76
 def artefact(kind: str,          # A key of `FILES`
