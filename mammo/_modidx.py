@@ -1558,6 +1558,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mammo.search.draw_history': ('search.html#draw_history', 'mammo/search.py'),
                               'mammo.search.draw_importances': ('search.html#draw_importances', 'mammo/search.py'),
                               'mammo.search.draw_parallel': ('search.html#draw_parallel', 'mammo/search.py'),
+                              'mammo.search.draw_seed': ('search.html#draw_seed', 'mammo/search.py'),
                               'mammo.search.failing': ('search.html#failing', 'mammo/search.py'),
                               'mammo.search.final_lines': ('search.html#final_lines', 'mammo/search.py'),
                               'mammo.search.finished': ('search.html#finished', 'mammo/search.py'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['log', 'SPACE', 'MAY_CHANGE', 'SEVERAL', 'ENOUGH', 'STATES', 'Setting', 'base_values', 'searched', 'with_values',
            'command_line', 'reachable', 'signature', 'JournalLock', 'open_storage', 'alone', 'settle', 'same_images',
-           'why_failed', 'failing', 'stop_where_all_fail', 'next_trial', 'search', 'trials_table', 'importances',
-           'draw_history', 'draw_importances', 'draw_parallel', 'page', 'report']
+           'why_failed', 'failing', 'stop_where_all_fail', 'draw_seed', 'next_trial', 'search', 'trials_table',
+           'importances', 'draw_history', 'draw_importances', 'draw_parallel', 'page', 'report']
 
 # %% ../nbs/45_search.ipynb #dee7f7b3
 import fcntl
@@ -236,6 +236,11 @@ def stop_where_all_fail(study, run: RunDir, since: int) -> None:
     if bad := failing(study, since): raise RunError(f'{SEVERAL} trials in a row have failed; the last: {why_failed(bad[-1])}', 'Look into their run.log.', where=run.path)
 
 
+def draw_seed(trials: list, seed: int) -> int:
+    "Of the next draw. A trial that is tried once more is no draw: after a death the search goes on as it would have gone."
+    return (seed * 1_000_003 + sum('retry_of' not in t.user_attrs for t in trials)) % 2 ** 32
+
+
 def next_trial(study, cfg: TuneConfig, space: tuple[Setting, ...], params: dict | None = None, since: int = 0):
     "A new trial of the study with its values, or None where enough are finished or on their way. Call it `alone`."
     from optuna.samplers import TPESampler
@@ -246,7 +251,7 @@ def next_trial(study, cfg: TuneConfig, space: tuple[Setting, ...], params: dict 
     waiting = any(t.state.name == 'WAITING' for t in trials)
     values = params or (again[0].params if again else base_values(cfg) if not trials else None)
     if values and not waiting: study.enqueue_trial({s.name: values[s.name] for s in space}, {'retry_of': again[0].number} if again else None)
-    study.sampler = TPESampler(seed=(cfg.run.seed * 1_000_003 + len(trials)) % 2 ** 32, n_startup_trials=cfg.search.startup_trials)
+    study.sampler = TPESampler(seed=draw_seed(trials, cfg.run.seed), n_startup_trials=cfg.search.startup_trials)
     return study.ask({s.name: s.distribution() for s in space})
 
 # %% ../nbs/45_search.ipynb #560e6444
@@ -393,7 +398,7 @@ def ray_searcher(study, cfg: TuneConfig, space: tuple[Setting, ...], since: int,
             return Searcher.FINISHED if time.time() > until or failing(study, since) else super().suggest(trial_id)
     trials, names = study.get_trials(deepcopy=False), {s.name for s in space}
     first = [t.params for t in owed(study, names)] or ([] if trials else [{k: v for k, v in base_values(cfg).items() if k in names}])
-    searcher = Search({s.name: s.distribution() for s in space}, 'best', 'max', first, TPESampler(seed=(cfg.run.seed * 1_000_003 + len(trials)) % 2 ** 32, n_startup_trials=cfg.search.startup_trials))
+    searcher = Search({s.name: s.distribution() for s in space}, 'best', 'max', first, TPESampler(seed=draw_seed(trials, cfg.run.seed), n_startup_trials=cfg.search.startup_trials))
     for t in in_state(study, 'COMPLETE', 'PRUNED'): searcher.add_evaluated_point(t.params, t.value, pruned=t.state.name == 'PRUNED')
     return searcher
 
