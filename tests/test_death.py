@@ -85,10 +85,11 @@ def whole(tiny, tmp_path_factory):
 
 
 def same_trials(whole: bytes, risen: bytes) -> bool:
-    "A search tries a killed trial once more under a new number: what was finished has the same settings and values, and nothing still runs."
+    "A search tries a killed trial once more under a new number, and gives it up when it dies again: the settings are drawn as by a search that nobody killed, what was finished has the same value, and nothing still runs."
     (a, b), settings = (pd.read_csv(io.BytesIO(t)) for t in (whole, risen)), ['lr', 'backbone_lr', 'batch_size', 'dropout', 'weight_decay']
     both = b[b.state == 'COMPLETE'].merge(a, on=settings, suffixes=('', '_whole'))
-    return len(both) > 0 and (both.value == both.value_whole).all() and set(b.state) <= {'COMPLETE', 'FAIL'} and set(b.error[b.state == 'FAIL']) <= {'its process ended'}
+    draws = b.loc[b.retry_of.isna(), settings].head(len(a)).reset_index(drop=True)
+    return draws.equals(a[settings]) and (both.value == both.value_whole).all() and set(b.state) <= {'COMPLETE', 'FAIL'} and set(b.error[b.state == 'FAIL']) <= {'its process ended'}
 
 
 def nothing_half_written(folder: Path) -> None:
