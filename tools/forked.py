@@ -22,8 +22,9 @@ def command(words: list[str]) -> None:
     sys.exit(main(words))
 
 
-def _begin(call: Callable, args: tuple, folder: str, env: dict[str, str], said: tuple[str, str]) -> None:
-    "In a process group of its own, so that its workers can be killed with it."
+def _begin(call: Callable, args: tuple, folder: str, env: dict[str, str], said: tuple[str, str], method: str) -> None:
+    "In a process group of its own, so that its workers can be killed with it; they start as those of the caller would."
+    multiprocessing.set_start_method(method, force=True)
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for place, to in zip(said, (1, 2)):
@@ -43,7 +44,7 @@ class Forked:
     "What `subprocess.Popen` is for a program, for a function of this project. Output goes to files, so that nobody waits for a full pipe."
     def __init__(self, call: Callable, *args, cwd: str | Path = '.', env: dict[str, str] | None = None):
         self._said = tuple(tempfile.mkstemp(prefix='said_')[1] for _ in range(2))
-        self._process = SERVER.Process(target=_begin, args=(call, args, os.path.abspath(cwd), dict(os.environ if env is None else env), self._said))
+        self._process = SERVER.Process(target=_begin, args=(call, args, os.path.abspath(cwd), dict(os.environ if env is None else env), self._said, multiprocessing.get_start_method()))
         self._process.start()
         self.pid = self._process.pid
 
