@@ -185,6 +185,7 @@ def test_a_model_for_each_view(place):
     assert (pd.read_csv('p.csv').status == 'ok').sum() > 50
 
 
+@pytest.mark.slow
 def test_kept_activations_survive_kill(study, tmp_path):
     "kill -9 while activations are kept: no file is left behind, and the resumed run ends as the undisturbed one."
     def start(out, *more):

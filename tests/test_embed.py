@@ -167,6 +167,7 @@ def test_files_that_cannot_be_read_are_in_the_audit_and_in_no_matrix(study, tmp_
     assert {r['path'].split('/')[-1] for r in record['audit']['rows'] if r['path']} == {'cut.dcm', 'text.dcm'}
 
 
+@pytest.mark.slow
 def test_mini_mias(shared, here, tmp_path):
     "Real films and real weights: embeddings know more than chance, metadata know nothing."
     line = ['--dataset', 'mini-mias', '--csv', shared / 'data/mini-mias/density.csv', '--arch', 'mobilenet_v2', '--weights', shared / 'weights/mobilenet_v2_imagenet.pth']

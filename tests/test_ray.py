@@ -192,6 +192,7 @@ def test_folds_are_the_same_wherever_they_run(cluster, tiny, plain, tmp_path, en
         assert sorted(p.name for p in (plain.path / run).iterdir()) == sorted(p.name for p in (cv.path / run).iterdir())
 
 
+@pytest.mark.slow
 def test_seeds_are_the_same_on_ray(cluster, tiny, tmp_path):
     from mammo.crossval import seed_runs
     from mammo.pipeline import train
