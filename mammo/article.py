@@ -27,7 +27,7 @@ from pathlib import Path
 from .config import ArticleConfig, flat
 from .core import ConfigError, RunError, between, decimals, hash_file, markdown_table, stable_hash
 from .jobs import threads_each
-from .pages import PAGES_AT, changed_settings, is_phantom, project_root
+from .pages import PAGES_AT, changed_settings, project_root
 from .runs import RunDir, artefact, json_ready
 
 # %% ../nbs/61_article.ipynb #8e049c1f
@@ -542,7 +542,7 @@ def contents(cfg: ArticleConfig, outdir: str | Path):   # `IPython.display.Markd
 
 def summary_lines(outdir: str | Path) -> str:   # Markdown
     "The sentences that a reader takes home, each from the files of a page; what is not there is not said."
-    from mammo.tables import claimed, finding_rows, headline_of, newest
+    from mammo.tables import finding_rows, headline_of, newest
     out = []
     if s := newest(outdir, f'seeds/{artefact("seeds")}'):
         said = s.read_json('seeds')

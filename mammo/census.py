@@ -34,7 +34,7 @@ from .dicom import Image, Limits, ReadOptions, read_image
 from .ingest import _refusal
 from .manifest import DataSet
 from .runs import FILES, RunDir, flat_run, table_text
-from .scan import REASONS, SECONDS, SERIOUS, audit_row, find_images, image_folder, scan
+from .scan import REASONS, SECONDS, SERIOUS, find_images, image_folder, scan
 
 # %% ../nbs/19_census.ipynb #7221a324
 HEADER = ('kind', 'modality', 'manufacturer', 'laterality', 'view', 'rows', 'columns', 'bits', 'photometric', 'transfer_syntax', 'intent', 'implant')
