@@ -41,7 +41,7 @@ def random_twin(learner: Learner,
         torch.manual_seed(int(stable_hash(['random weights', seed]), 16) % 2 ** 63)  # not the seed that a model's first weights came from
         model = deepcopy(learner.model)
         fresh = build(model.row, learner.objective.out_dim, channels=learner.spec.channels)
-        model.stages.load_state_dict(fresh.stages.state_dict())
+        model.stages.load_state_dict({k: v for k, v in fresh.stages.state_dict().items() if k in model.stages.state_dict()})
         for m in model.head.modules():
             if hasattr(m, 'reset_parameters'): m.reset_parameters()
     return replace(learner, model=model.eval())

@@ -23,7 +23,7 @@ from typing import Literal
 
 from .config import ArticleConfig, AuditConfig, BaselinesConfig, CardConfig, DatasetsConfig, EmbedConfig, EnsembleConfig, EvalExportConfig, EvidenceConfig, ExploreConfig, ExportConfig, GalleryConfig, GradcamConfig, PhantomConfig, PredictConfig, ReidentifyConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
 from .core import ConfigError, DataError, MammoError, RunError
-from .phases import GIVEN, RECIPES, article_defaults, recipe_defaults
+from .phases import GIVEN, RECIPES, article_defaults, preset_defaults, recipe_defaults
 
 # %% ../nbs/63_cli.ipynb #00ee7b5b
 @dataclass
@@ -305,8 +305,9 @@ def _defaults(cls: type, argv: list[str], preset: dict) -> object:  # None: thos
     "The recipe's own settings, which flags then change."
     classes = _said(argv, '--classes') or preset.get('classes', '')
     if cls is ArticleConfig: return article_defaults([n for n in GIVEN if _said(argv, flag(n))])
-    if 'data' not in {f.name for f in fields(cls)} or classes not in RECIPES: return None
-    own = recipe_defaults(cls, classes, _said(argv, '--arch'))
+    if 'data' not in {f.name for f in fields(cls)} or classes not in RECIPES and not _said(argv, '--preset'): return None
+    own = recipe_defaults(cls, classes or 'density', _said(argv, '--arch'))
+    if cls is TrainConfig and (preset := _said(argv, '--preset')) not in ('', 'none'): own = preset_defaults(own, preset)
     return replace(own, run=replace(own.run, outdir=Path(preset['outdir']))) if 'outdir' in preset else own
 
 # %% ../nbs/63_cli.ipynb #24529905

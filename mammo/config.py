@@ -106,16 +106,27 @@ class ModelConfig(BackboneConfig):
     fusion: bool = False                # Says aloud that --embeddings-dir has to be there
     missing_embeddings: Literal['error', 'placeholder'] = 'error'  # What an image without a row means; placeholder: a row that is learned
     view_specific: bool = False         # One model for CC and one for MLO; breasts and exams take the mean of both
+    descriptors: bool = False           # Hand-made descriptors of the breast (grey values, texture, percent density) beside the features of the image
+    head: Literal['linear', 'committee'] = 'linear'  # linear is trained with the network; committee: logistic regression and extra trees on frozen features, fitted in one go
+    pool_stages: tuple[int, ...] = ()   # committee: stages whose maps are pooled, from 0; default: all but the first
+    sizes: tuple[int, ...] = ()         # committee: sides at which the network sees the square, pixels; default: --img-size
+    mirror: bool = True                 # committee: mean of the features over the four mirror images
+    logistic_c: float = 5e-4            # committee: C of the regression; smaller is stricter
+    trees: int = 500                    # committee: trees beside the regression; 0 = none
+    refit: bool = True                  # committee: keep a second model, fitted on train and val together, for predict, validate and export
 
     def __post_init__(self):
         super().__post_init__()
-        at_least(self, unfreeze_layers=0)
+        at_least(self, unfreeze_layers=0, trees=0)
+        if not 0 < self.logistic_c < float('inf'): raise ConfigError(f'is {self.logistic_c}', 'Use a number above 0.', where='--logistic-c')
+        if self.head == 'committee' and (moved := [f for f in ('unfreeze_last', 'unfreeze_last_block', 'unfreeze_layers') if getattr(self, f)]): raise ConfigError('opens stages, and a committee works on frozen ones', 'Leave one of them out.', where=f'{flag(moved[0])} and --head committee')
         if self.fusion and not self.embeddings_dir: raise ConfigError('needs the features', 'Add --embeddings-dir FOLDER, made by mammography embed.', where='--fusion')
         if self.missing_embeddings == 'placeholder' and not self.embeddings_dir: raise ConfigError('says something about features, and there are none', 'Add --embeddings-dir FOLDER.', where='--missing-embeddings placeholder')
 
     def open_stages(self) -> int | None:  # None: all of them
         "How many stages, counted from the end, are trained."
         if self.unfreeze_last < 0: raise ConfigError(f'is {self.unfreeze_last}', 'Use 0 or more.', where='--unfreeze-last')
+        if self.head == 'committee': return 0
         said = [flag(f) for f in ('unfreeze_last', 'unfreeze_last_block', 'unfreeze_layers') if getattr(self, f)]
         if len(said) > 1: raise ConfigError('say two things', 'Use one of them.', where=' and '.join(said))
         if said and not self.train_backbone: raise ConfigError('trains the head only', f'Leave it out, or leave {said[0]} out.', where='--no-train-backbone')
@@ -229,6 +240,7 @@ class RunConfig(BaseRunConfig):
     ray_address: str = ''                                   # host:port of the cluster, auto for the one on this machine; default: a new one here, for as long as it takes
     fold_workers: int | None = None                         # Folds and seeds at a time; default: 1, in this process; with --engine ray as many as the cluster holds
     seeds: tuple[int, ...] = ()                             # Several trainings on the same patients, one a seed, and the table of their figures; with --cv-folds all folds of each
+    preset: Literal['none', 'film', 'ffdm'] = 'none'        # Settings that were chosen on real images; flags change them
 
     def __post_init__(self):
         super().__post_init__()

@@ -45,14 +45,14 @@ def example(learner: Learner,  # Decides size and number of features
     "Smooth random images, for tracing and for comparing."
     random, size = torch.Generator().manual_seed(seed), learner.spec.size
     img = nn.functional.interpolate(torch.rand(n, 1, 8, 8, generator=random), (size, size), mode='bilinear')
-    head = learner.model.head
-    return (img, torch.randn(n, len(head.mean), generator=random)) if hasattr(head, 'placeholder') else (img,)
+    dim = getattr(learner.model.head, 'dim', 0)
+    return (img, torch.randn(n, dim, generator=random)) if dim else (img,)
 
 
 def described(learner: Learner, ckpt: dict) -> dict[str, str]:  # Text, as both formats want it
     "What a stranger has to know to use the file: input, preprocessing, labels, thresholds."
     said = {'format': 'mammo 1', 'arch': learner.model.row.name, 'task': learner.task.to_dict(), 'objective': learner.objective.to_dict(), 'input_spec': learner.spec.to_dict(), 'prep': ckpt.get('prep', {}),
-            'fusion': ckpt.get('fusion'), 'dropout': learner.model.drop.p, 'input': 'img: float32 (N, 1, S, S), grey in [0, 1], tissue bright', 'output': 'logits, probs'}
+            'fusion': ckpt.get('fusion'), 'committee': ckpt.get('committee'), 'dropout': learner.model.drop.p, 'input': 'img: float32 (N, 1, S, S), grey in [0, 1], tissue bright', 'output': 'logits, probs'}
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in said.items()}
 
 # %% ../nbs/39_export.ipynb #c72d7362
@@ -127,6 +127,6 @@ def export_learner(learner: Learner, ckpt: dict, form: str, out: Path) -> dict:
 def export(cfg: ExportConfig) -> list[dict]:  # One record a file; a run with a model for each view gives two
     "A finished run's model in another format. Raises `ConfigError` where a library is missing."
     check_installed(cfg.format)
-    learners, ckpt = load_run(find_run(cfg.run), 'cpu', 'fp32')
+    learners, ckpt = load_run(find_run(cfg.run), 'cpu', 'fp32', final=True)
     place = lambda view: cfg.out.with_name(f'{cfg.out.stem}_{view}{cfg.out.suffix}') if view else cfg.out
     return [export_learner(learner, ckpt, cfg.format, place(view)) for view, learner in learners.items()]

@@ -104,13 +104,16 @@ class FusedHead(nn.Module):
         self.register_buffer('scale', torch.ones(dim))
         self.placeholder = nn.Parameter(torch.zeros(dim)) if placeholder else None
 
+    @property
+    def dim(self) -> int: return len(self.mean)
+
     def settings(self) -> dict:
         "What `FusedHead(width, **settings)` needs, for a checkpoint."
         return {'dim': len(self.mean), 'out_dim': self.linear.out_features, 'placeholder': self.placeholder is not None}
 
     def forward(self, features: Tensor, side: Tensor) -> Tensor:
         side = (side - self.mean) * self.scale
-        if self.placeholder is not None: side = torch.where(side.isnan(), self.placeholder, side)
+        side = side.nan_to_num() if self.placeholder is None else torch.where(side.isnan(), self.placeholder, side)
         return self.linear(torch.cat([features, side], 1))
 
 # %% ../nbs/21_fusion.ipynb #d5615b01

@@ -21,6 +21,7 @@ from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
 from .breast import map_back
+from .committee import Committee
 from .core import ConfigError, DataError, Task
 from .loading import Images
 from .models import Classifier
@@ -50,13 +51,15 @@ def _start(model: Classifier, layer: str) -> int:
 
 class Rest:
     "What a model makes of the maps of one layer. captum hooks `here`, a module of our own, so that the model never carries a hook."
-    def __init__(self, model: Classifier, layer: str): self.model, self.start, self.here = model, _start(model, layer), nn.Identity()
+    def __init__(self, model: Classifier, layer: str, x: Tensor | None = None):
+        self.model, self.start, self.here, self.x = model, _start(model, layer), nn.Identity(), x
 
     def __call__(self,
                  h: Tensor,                   # (N, c, h, w), from `maps_at`
                  side: Tensor | None = None,  # (N, D) for a head that fuses
                  ) -> Tensor:                 # Logits (N, out_dim)
         h, model = self.here(h), self.model
+        if isinstance(model, Committee): return model.rest(self.start, h, self.x)
         for s in model.stages[self.start:]: h = s(h)
         return model.answer(model.pool(h if self.start > len(model.stages) else model.act(h)), side)
 
@@ -68,6 +71,7 @@ def maps_at(model: Classifier,
     "What some layers give, in one pass without gradients."
     for l in layers: _start(model, l)
     out, h = {}, x
+    if isinstance(model, Committee): h, _ = model.seen_at(x, max(model.sizes))
     with torch.no_grad():
         for i, s in enumerate(model.stages):
             h = s(h)
@@ -105,7 +109,7 @@ def cam(model: Classifier,
     out = {}
     with evaluating(model), torch.inference_mode(False):
         for layer, h in maps_at(model, x, layers).items():
-            rest = Rest(model, layer)
+            rest = Rest(model, layer, x)
             explain = LayerGradCam(lambda h, side=None: class_scores(objective, rest(h, side)), rest.here)
             extra = None if side is None else (side,)
             out[layer] = explain.attribute(h.requires_grad_(), target=classes, additional_forward_args=extra, relu_attributions=True)[:, 0].detach()

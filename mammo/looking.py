@@ -23,10 +23,10 @@ from .core import ConfigError, RunError, Task
 from .evidence import Pictures, role_of, run_settings
 from .fusion import Side, load_features, rows_of, same_extraction
 from .gradcam import FINAL, layer_names
-from .ingest import open_pixels
+from .ingest import Pixels, open_pixels
 from .loading import Images
 from .manifest import DataSet
-from .material import cache_folder, chosen, prep_of, read_options
+from .material import cache_folder, chosen, prep_of, read_options, side_of
 from .pipeline import answer, as_kept, load_run
 from .rollout import map_kind, maps_of
 from .runs import RunDir
@@ -148,12 +148,12 @@ def _shown(self: Look,
 Look.small, Look.shown = _small, _shown
 
 # %% ../nbs/49_looking.ipynb #15613d10
-def _side(own: TrainConfig, rows: pd.DataFrame, wanted: dict | None) -> Side | None:
-    "The features beside the images, for a run that fuses."
-    if wanted is None: return None
-    table = load_features(own.model.embeddings_dir)
-    same_extraction(table, wanted)
-    return Side(table.features, rows_of(table, rows, '-1' if own.model.missing_embeddings == 'placeholder' else 'error'))
+def _side(own: TrainConfig, rows: pd.DataFrame, pixels: Pixels, ckpt: dict) -> Side | None:
+    "What stands beside the images, for a run that fuses."
+    table = load_features(own.model.embeddings_dir) if ckpt.get('extraction') else None
+    if table: same_extraction(table, ckpt['extraction'])
+    at = table and rows_of(table, rows, '-1' if own.model.missing_embeddings == 'placeholder' else 'error')
+    return side_of(pixels, rows, table, at, ckpt.get('described'))
 
 
 SAME = .02  # probabilities may differ by so much between machines and precisions
@@ -189,7 +189,7 @@ def look_whole(where: str | Path,                            # A run, one fold o
     if not ok.all(): log.warning('%d of %d images cannot be read any more and are left out', (~ok).sum(), len(ok))
     rows, t = rows[ok].reset_index(drop=True), replace(t, table=t.table[ok].reset_index(drop=True))
     learners, ckpt = load_run(run, device, own.run.precision)
-    images = Images(pixels.take(ok), t.truth, rows.sample_id, side=_side(own, rows, ckpt.get('extraction')))
+    images = Images(pixels.take(ok), t.truth, rows.sample_id, side=_side(own, rows, pixels.take(ok), ckpt))
     found = Look(run, role, t, own, rows, images, learners, pixels.report.frame.affine[ok].tolist())
     _same_answers(found)
     return found

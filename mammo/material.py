@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'fabric_of', 'prep_of', 'read_options', 'cache_folder', 'augment_of', 'need_labels', 'scan_settings',
-           'with_twins', 'Material', 'dealt', 'chosen', 'gather']
+           'with_twins', 'only_view', 'side_of', 'Material', 'dealt', 'chosen', 'gather']
 
 # %% ../nbs/33_material.ipynb #cd0d3d69
 import logging
@@ -18,6 +18,7 @@ import pandas as pd
 from .breast import Prep
 from .config import DataConfig, EmbedConfig, ImageConfig, OptimConfig, RunConfig, TrainConfig
 from .core import ConfigError, DataError
+from .descriptors import describe_all
 from .devices import make_fabric
 from .dicom import Limits, ReadOptions
 from .fusion import FeatureTable, Side, rows_of
@@ -76,6 +77,27 @@ def with_twins(data: DataSet,               # Before roles are dealt
     how = scan_settings(cfg)
     return group_files(data, how['cache'], how['options'], workers=how['workers'])
 
+# %% ../nbs/33_material.ipynb #fbbb8c14
+def only_view(rows: pd.DataFrame) -> str:  # '' where there are several, or none is known
+    "The view of all images, where they have one and the same."
+    views = set(rows['view'].fillna('').astype(str))
+    return views.pop() if len(views) == 1 else ''
+
+
+def side_of(pixels: Pixels,                       # N images
+            rows: pd.DataFrame,                   # Their manifest rows
+            table: FeatureTable | None = None,    # Of features
+            at: np.ndarray | None = None,         # (N,) the table's row of each image, -1 for none
+            described: dict | None = None,        # Descriptors: `assumed_view`
+            workers: int | None = None,
+            ) -> Side | None:                     # Features of the table first, descriptors last; None for neither
+    "What a head sees beside the images. An image that cannot be described has NaN there, and the log says how many."
+    beside = Side(table.features, at) if table else None
+    if described is None: return beside
+    found, failed = describe_all(pixels, rows['view'].fillna('').replace('', described['assumed_view']).tolist(), workers)
+    if failed: log.warning('%d of %d images cannot be described (%s): means stand in', len(failed), len(rows), failed[0]['detail'])
+    return Side(np.concatenate([beside[np.arange(len(rows))], found], 1) if beside else found, np.arange(len(rows)))
+
 # %% ../nbs/33_material.ipynb #f2653c4c
 @dataclass
 class Material:
@@ -85,12 +107,13 @@ class Material:
     proof: dict        # That no patient stands in two roles
     ingest: dict       # Counts for the record
     side: Side | None = None    # Rows of features by position, for fusion
+    assumed_view: str = ''      # What an image whose view nobody knows is taken for, see `only_view`
 
     def only(self, mask: np.ndarray) -> 'Material':
         "The same for some of the images; who is in which role stays as it is."
         at = np.flatnonzero(mask)
         manifest = self.data.manifest.iloc[at].reset_index(drop=True)
-        return Material(DataSet(self.data.name, self.data.task, manifest, self.data.audit), self.pixels.take(at), split_proof(manifest), self.ingest, self.side and self.side.take(at))
+        return Material(DataSet(self.data.name, self.data.task, manifest, self.data.audit), self.pixels.take(at), split_proof(manifest), self.ingest, self.side and self.side.take(at), self.assumed_view)
 
     def at(self, cfg: TrainConfig) -> 'Material':
         "The same images in the same roles at the size of other settings; itself where the size is the same."
@@ -130,6 +153,7 @@ def gather(data: DataSet,
            run: RunDir | None = None,                     # Gets `data_manifest.json`
            needed: tuple[str, ...] = ('train', 'val'),    # Roles that must have a patient; with none, classes may be missing and labels unknown
            table: FeatureTable | None = None,             # For fusion
+           described: bool = False,                       # Descriptors beside the images
            ) -> Material:
     "Decode all, drop what cannot be read (with a limit), deal out patients, and write down what was done."
     if needed: need_labels(data)
@@ -147,17 +171,20 @@ def gather(data: DataSet,
     summary['remarks'] = {name: list(notes) for name, notes in zip(frame.sample_id, frame.notes) if notes}
     proof = split_proof(manifest) if data.task else {}
     material = Material(DataSet(kept.name, kept.task, manifest, kept.audit), pixels.take(frame.ok.to_numpy(bool)), proof, summary)
-    if table: material.side = _side(table, manifest, cfg.model.missing_embeddings, summary)
+    if table or described:
+        rows = table and _rows(table, manifest, cfg.model.missing_embeddings, summary)
+        material.assumed_view = only_view(manifest)
+        material.side = side_of(material.pixels, manifest, table, rows, {'assumed_view': material.assumed_view} if described else None, workers)
     if run: _record(run, material)
     return material
 
 # %% ../nbs/33_material.ipynb #238bd17b
-def _side(table: FeatureTable, manifest: pd.DataFrame, missing: str, record: dict) -> Side:
+def _rows(table: FeatureTable, manifest: pd.DataFrame, missing: str, record: dict) -> np.ndarray:
     "Rows of features by position; how many images have none is told and recorded."
     rows = rows_of(table, manifest, '-1' if missing == 'placeholder' else 'error')
     record['without_features'] = int((rows < 0).sum())
     if record['without_features']: log.warning('%d of %d images have no features: the learned placeholder stands in', record['without_features'], len(rows))
-    return Side(table.features, rows)
+    return rows
 
 
 def _record(run: RunDir, m: Material) -> None:

@@ -20,11 +20,12 @@ from .config import PredictConfig
 from .core import ConfigError
 from .dicom import Limits, ReadOptions
 from .evaluation import exam_index, exam_level, exam_table, prediction_table
-from .fusion import FeatureTable, Side, load_features, rows_of, same_extraction
+from .fusion import FeatureTable, load_features, rows_of, same_extraction
 from .ingest import open_pixels
 from .likeness import PICTURES, unlike
 from .loading import Images
 from .manifest import DataSet, unlabelled
+from .material import side_of
 from .pipeline import answer, load_run
 from .runs import atomic, find_run, load_config, table_text
 from .training import Learner
@@ -55,7 +56,7 @@ def predict(cfg: PredictConfig) -> pd.DataFrame:  # As written to `cfg.out`
     "Probabilities for new images: one row a file, refused ones included, and one row an exam in a table beside it."
     run, limits = find_run(cfg.run), Limits(file_mb=cfg.max_file_mb, pixels=int(cfg.max_megapixels * 1e6))
     check_writable(cfg.out)
-    learners, ckpt = load_run(run, cfg.device, cfg.precision)
+    learners, ckpt = load_run(run, cfg.device, cfg.precision, final=True)
     table, learner = features_for(cfg, ckpt), next(iter(learners.values()))
     keep, workers = tuple(sorted({*ckpt['keep'], *cfg.keep})), None if cfg.num_workers < 0 else cfg.num_workers
     data = unlabelled(cfg.input, options=ReadOptions(keep=keep, limits=limits), workers=workers, pseudonymise=cfg.pseudonymise or load_config(run).get('pseudonymise', False))
@@ -67,12 +68,13 @@ def predict(cfg: PredictConfig) -> pd.DataFrame:  # As written to `cfg.out`
         at = _with_features(data, frame, table, learner)
         ok = frame.ok.to_numpy(bool)
         rows, kept = data.manifest[ok].reset_index(drop=True), pixels.take(ok)
-        side = Side(table.features, at[ok]) if table else None
+        side = side_of(kept, rows, table, at[ok] if table else None, ckpt.get('described'), workers)
         images = Images(kept, np.full(len(rows), -1), rows.sample_id, side=side)
         probs = answer(learners, images, rows, cfg.batch_size, 'predict').probs if len(rows) else np.zeros((0, learner.task.k))
         why = unlike(ckpt['profile'], rows, kept) if len(rows) else []
     calibration = run.read_json('calibration') if run.has('calibration') else {}
     more = {'unlike_training': why, 'calibrated': bool(calibration)}
+    if ckpt.get('described'): more['percent_density'] = side[np.arange(len(rows))][:, -1].round(1) if len(rows) else []
     if 'conformal' in calibration: more['prediction_set'] = [set_text(learner.task, s) for s in prediction_sets(calibration['conformal'], probs)]
     return _write(cfg.out, learner, probs, rows, more, _refused(data, frame), calibration)
 

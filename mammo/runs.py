@@ -102,7 +102,7 @@ def table_text(table: 'pd.DataFrame',  # Of any types
 # %% ../nbs/02_runs.ipynb #f542c7e8
 SCHEMA = 1
 FILES = dict(config='config.json', summary='summary.json', history='train_history.json', manifest='data_manifest.json', log='run.log',
-             best='best_model.pth', last='last.pth', predictions='{role}_predictions.csv', embeddings='embeddings_{role}.npy',
+             best='best_model.pth', last='last.pth', final='final_model.pth', predictions='{role}_predictions.csv', embeddings='embeddings_{role}.npy',
              metrics='metrics/{role}_metrics.json', metrics_text='metrics/{role}_metrics.txt', confusion='metrics/{role}_confusion_matrix.npy', exams='{role}_exams.csv',
              features='features.npy', unfinished='features.npy.part', shard='features.npy.part.{role}', joined='joined.csv', projection='projections/{role}.csv', clustering='clustering_metrics.json',
              preview='preview/{role}.png', report='report.md', report_data='report.json', figure='figures/{role}.png', folds='folds.csv',

@@ -24,13 +24,14 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .activations import Activations, choose_views
+from .committee import Committee, load_committee
 from .config import OptimConfig, RunConfig
 from .core import ConfigError, InputSpec, MammoError, RunError, Task, WeightsError
 from .devices import add_gradients, add_up, average_statistics, make_fabric, put_together
 from .fusion import FusedHead
 from .loading import Images, ToInput, auto_workers, make_loader, sampling_chances
 from .metrics import quick_metrics, selection_key
-from .models import Classifier, backbone, build, param_groups
+from .models import Classifier, backbone, bare_body, build, param_groups
 from .objectives import Binary, BinaryCrossEntropy, Objective
 from .runs import RunDir
 
@@ -194,6 +195,7 @@ def checkpoint(learner: Learner, epoch: int, metrics: dict, extra: dict | None =
     "Everything needed to use the model later."
     head = learner.model.head
     return {'version': CHECKPOINT, 'arch': learner.model.row.name, 'frozen': learner.model.frozen, 'fusion': head.settings() if isinstance(head, FusedHead) else None,
+            'committee': learner.model.settings() if isinstance(learner.model, Committee) else None,
             'dropout': learner.model.drop.p, 'task': learner.task.to_dict(),
             'objective': learner.objective.to_dict(), 'input_spec': learner.spec.to_dict(), 'precision': learner.fabric.precision_name, 'epoch': epoch,
             'metrics': {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}, 'model': learner.model.state_dict()} | (extra or {})
@@ -221,11 +223,20 @@ def load_learner(path: str | Path, device: str = 'auto', precision: str = 'auto'
 def _described(ckpt: dict) -> tuple[Classifier, InputSpec, Task, Objective]:
     "What a checkpoint says it holds, with its weights; takes them out of it."
     objective = Objective.from_dict(ckpt['objective'])
+    if ckpt.get('committee'): return _committee(ckpt, objective)
     model = build(backbone(ckpt['arch']), objective.out_dim, ckpt['dropout'], channels=ckpt['input_spec']['channels'])
     if ckpt['fusion']: model.head = FusedHead(model.row.width, **ckpt['fusion'])
     model.load_state_dict(ckpt.pop('model'))
     model.open(len(model.stages) - ckpt['frozen'])
     return model.eval(), InputSpec.from_dict(ckpt['input_spec']), Task.from_dict(ckpt['task']), objective
+
+
+def _committee(ckpt: dict, objective: Objective) -> tuple[Classifier, InputSpec, Task, Objective]:
+    "The same for a committee, which has nothing to open."
+    row = backbone(ckpt['arch'])
+    model = load_committee(row, bare_body(row, ckpt['input_spec']['channels']), objective.out_dim, ckpt['committee'])
+    model.load_state_dict(ckpt.pop('model'))
+    return model, InputSpec.from_dict(ckpt['input_spec']), Task.from_dict(ckpt['task']), objective
 
 # %% ../nbs/32_training.ipynb #73948f48
 def one_label(learner: Learner,   # Of findings

@@ -26,12 +26,13 @@ from .dicom import Limits, ReadOptions
 from .endpoints import FIGURES as ENDPOINT_FIGURES
 from .endpoints import endpoint_of, evaluate_endpoint
 from .evaluation import exam_level, prediction_table, score, score_exams
-from .fusion import Side, rows_of
+from .fusion import rows_of
 from .ingest import open_pixels
 from .likeness import unlike
 from .loading import Images
 from .datasets import load_dataset
 from .manifest import DENSITY, DataSet, label_columns, select_readable
+from .material import side_of
 from .metrics import METRICS, evaluate, patient_index, resample_counts, statistic_for
 from .objectives import Binary
 from .pipeline import answer, load_run
@@ -125,7 +126,8 @@ def site_answers(cfg: ValidateConfig, learners: dict[str, Learner], ckpt: dict, 
         pixels, rows = pixels.take(pixels.report.frame.ok.to_numpy(bool)), kept.manifest
         columns = label_columns(kept.task)
         target = rows['target'].to_numpy(np.int64) if columns == ['target'] else rows[columns].to_numpy(np.float32)
-        side = Side(table.features, rows_of(table, rows, 'error' if learner.model.head.placeholder is None else '-1')) if table else None
+        at = table and rows_of(table, rows, 'error' if learner.model.head.placeholder is None else '-1')
+        side = side_of(pixels, rows, table, at, ckpt.get('described'), None if cfg.num_workers < 0 else cfg.num_workers)
         return kept, answer(learners, Images(pixels, target, rows.sample_id, side=side), rows, cfg.batch_size, 'other site'), unlike(ckpt['profile'], rows, pixels)
 
 # %% ../nbs/47_validation.ipynb #6338b585
@@ -334,7 +336,7 @@ def validate(cfg: ValidateConfig,
     "What `mammography validate` does: validation.json, validation.md, validation_predictions.csv, per_vendor.csv and figures."
     run = find_run(cfg.run)
     if run.state() != 'finished': raise RunError(f'is not finished ({run.state()})', 'Wait for it, or go on with --resume.', where=f'--run {cfg.run}')
-    learners, ckpt = load_run(run, cfg.device, cfg.precision)
+    learners, ckpt = load_run(run, cfg.device, cfg.precision, final=True)
     learner, own = next(iter(learners.values())), run.read_json('summary')
     options = ReadOptions(keep=tuple(sorted({*ckpt['keep'], *cfg.keep})), limits=Limits(file_mb=cfg.max_file_mb, pixels=int(cfg.max_megapixels * 1e6)))
     data = site_data(cfg, learner.task, options, unflat(TrainConfig, load_config(run)), data_of)
