@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'PRESETS', 'SAME_FLAG', 'BARE', 'FIRST', 'PLACES_THAT_REFUSE', 'DemoConfig', 'train_density',
            'train_spine', 'train_chest', 'tune', 'predict', 'reidentify', 'embed', 'embeddings_baselines', 'phantom',
-           'demo', 'seeds', 'validate', 'evidence', 'gradcam', 'report_pack', 'eval_export', 'card', 'article',
+           'demo', 'seeds', 'validate', 'evidence', 'gradcam', 'report_pack', 'eval_export', 'card', 'article', 'adapt',
            'export', 'explore', 'gallery', 'datasets', 'audit', 'ensemble_spine', 'CompletionConfig', 'completion',
            'start', 'usage', 'parse', 'main', 'with_flag']
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from .config import ArticleConfig, AuditConfig, BaselinesConfig, CardConfig, DatasetsConfig, EmbedConfig, EnsembleConfig, EvalExportConfig, EvidenceConfig, ExploreConfig, ExportConfig, GalleryConfig, GradcamConfig, PhantomConfig, PredictConfig, ReidentifyConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
+from .config import AdaptConfig, ArticleConfig, AuditConfig, BaselinesConfig, CardConfig, DatasetsConfig, EmbedConfig, EnsembleConfig, EvalExportConfig, EvidenceConfig, ExploreConfig, ExportConfig, GalleryConfig, GradcamConfig, PhantomConfig, PredictConfig, ReidentifyConfig, ReportPackConfig, SeedsConfig, TrainConfig, TuneConfig, ValidateConfig, flag
 from .core import ConfigError, DataError, MammoError, RunError
 from .phases import GIVEN, RECIPES, article_defaults, preset_defaults, recipe_defaults
 
@@ -178,6 +178,14 @@ def article(cfg: ArticleConfig) -> None:
     if failed: raise RunError(f'{len(failed)} pages failed: {", ".join(failed)}', 'Their errors stand in them; the same command makes only those again.', where=cfg.run.outdir)
 
 # %% ../nbs/63_cli.ipynb #6e572f3c
+def adapt(cfg: AdaptConfig) -> None:
+    "head and normalisation of a finished run on a new site's labelled images"
+    from mammo.adaptation import adapt, told
+    from mammo.recipes.all import study_data
+    run = adapt(cfg, study_data)
+    print(told(run.read_json('adaptation')) + f'\n{run.path}/')
+
+
 def export(cfg: ExportConfig) -> None:
     "a run's model as safetensors or ONNX, compared with the run"
     from mammo.export import export
@@ -237,7 +245,7 @@ def completion(cfg: CompletionConfig) -> None:
 COMMANDS = {'embed': (embed, EmbedConfig), 'embeddings-baselines': (embeddings_baselines, BaselinesConfig),
             'train-density': (train_density, TrainConfig), 'train-spine': (train_spine, TrainConfig), 'train-chest': (train_chest, TrainConfig), 'ensemble-spine': (ensemble_spine, EnsembleConfig), 'tune': (tune, TuneConfig), 'predict': (predict, PredictConfig),
             'reidentify': (reidentify, ReidentifyConfig), 'completion': (completion, CompletionConfig), 'phantom': (phantom, PhantomConfig), 'demo': (demo, DemoConfig),
-            'seeds': (seeds, SeedsConfig), 'validate': (validate, ValidateConfig), 'evidence': (evidence, EvidenceConfig), 'card': (card, CardConfig), 'export': (export, ExportConfig),
+            'seeds': (seeds, SeedsConfig), 'validate': (validate, ValidateConfig), 'adapt': (adapt, AdaptConfig), 'evidence': (evidence, EvidenceConfig), 'card': (card, CardConfig), 'export': (export, ExportConfig),
             'gradcam': (gradcam, GradcamConfig), 'report-pack': (report_pack, ReportPackConfig), 'eval-export': (eval_export, EvalExportConfig),
             'article': (article, ArticleConfig), 'explore': (explore, ExploreConfig), 'gallery': (gallery, GalleryConfig), 'datasets': (datasets, DatasetsConfig), 'audit': (audit, AuditConfig)}
 

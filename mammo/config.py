@@ -7,9 +7,10 @@ __all__ = ['FREE', 'PLACES', 'at_least', 'flag', 'DataConfig', 'ImageConfig', 'B
            'BalanceConfig', 'OptimConfig', 'BaseRunConfig', 'RunConfig', 'TrainConfig', 'PredictConfig',
            'ReidentifyConfig', 'PhantomConfig', 'EmbedImageConfig', 'EmbedModelConfig', 'EmbedRunConfig', 'MapsConfig',
            'EmbedConfig', 'BaselinesConfig', 'SeedsConfig', 'EvidenceConfig', 'ValidateConfig', 'CardConfig',
-           'ExportConfig', 'DatasetsConfig', 'AuditConfig', 'GradcamConfig', 'ReportPackConfig', 'EvalExportConfig',
-           'ExploreConfig', 'GalleryConfig', 'EnsembleConfig', 'TuneRunConfig', 'SearchConfig', 'TuneConfig',
-           'ArticleDataConfig', 'ArticleRunConfig', 'ArticleConfig', 'flat', 'unflat', 'fingerprint', 'differences']
+           'AdaptConfig', 'ExportConfig', 'DatasetsConfig', 'AuditConfig', 'GradcamConfig', 'ReportPackConfig',
+           'EvalExportConfig', 'ExploreConfig', 'GalleryConfig', 'EnsembleConfig', 'TuneRunConfig', 'SearchConfig',
+           'TuneConfig', 'ArticleDataConfig', 'ArticleRunConfig', 'ArticleConfig', 'flat', 'unflat', 'fingerprint',
+           'differences']
 
 # %% ../nbs/01_config.ipynb #baa98fe9
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -106,6 +107,7 @@ class ModelConfig(BackboneConfig):
     fusion: bool = False                # Says aloud that --embeddings-dir has to be there
     missing_embeddings: Literal['error', 'placeholder'] = 'error'  # What an image without a row means; placeholder: a row that is learned
     view_specific: bool = False         # One model for CC and one for MLO; breasts and exams take the mean of both
+    norms: bool = False                 # Train scale and shift of BatchNorms too, where the backbone is frozen
     descriptors: bool = False           # Hand-made descriptors of the breast (grey values, texture, percent density) beside the features of the image
     head: Literal['linear', 'committee'] = 'linear'  # linear is trained with the network; committee: logistic regression and extra trees on frozen features, fitted in one go
     pool_stages: tuple[int, ...] = ()   # committee: stages whose maps are pooled, from 0; default: all but the first
@@ -451,6 +453,27 @@ class CardConfig:
     "What `mammography card` is told."
     run: Path                 # A finished run directory
     out: Path | None = None   # Gets model_card.md, claim_tripod.md and claim_tripod.csv; default: the run directory itself
+
+
+@dataclass
+class AdaptConfig:
+    "What `mammography adapt` is told."
+    run: Path                                              # A finished run directory of classes, e.g. outputs/density/results
+    csv: Path | None = None                                # Table of labels of the new site
+    dicom_root: Path | None = None                         # Folder of its images
+    dataset: str = ''                                      # Name of an adapter; found from the table's columns when empty
+    outdir: Path = Path('outputs/adapted')                 # Gets results, results_1, … as a training does, with adaptation.json
+    val_split: float = 0.3                                 # Share of the new patients that are held out and say whether it helped
+    epochs: int = 10                                       # For a trained network; a committee is fitted in one go
+    lr: float = 1e-3                                       # Of the head; the norms have a tenth
+    seed: int = 42                                         # Deals the patients, orders the images
+    n_boot: int = 2000                                     # Bootstrap resamples over patients
+    num_workers: int = -1                                  # Decoding processes; -1 = chosen by the machine
+
+    def __post_init__(self):
+        at_least(self, epochs=1, seed=0, n_boot=1, num_workers=-1)
+        if not 0 < self.val_split < 1: raise ConfigError(f'is {self.val_split}', 'Use a share between 0 and 1.', where='--val-split')
+        if not 0 < self.lr < float('inf'): raise ConfigError(f'is {self.lr}', 'Use a number above 0.', where='--lr')
 
 
 @dataclass

@@ -54,6 +54,10 @@ class Rest:
     def __init__(self, model: Classifier, layer: str, x: Tensor | None = None):
         self.model, self.start, self.here, self.x = model, _start(model, layer), nn.Identity(), x
 
+    def counted(self, h: Tensor) -> Tensor | float:  # (N, h, w)
+        "How much of each cell the pooling counts: all of it, but for the last maps of a committee, which is blind outside of the breast."
+        return self.model.lit_share(self.x, h.shape[2:]) if isinstance(self.model, Committee) and self.start >= len(self.model.stages) else 1.
+
     def __call__(self,
                  h: Tensor,                   # (N, c, h, w), from `maps_at`
                  side: Tensor | None = None,  # (N, D) for a head that fuses
@@ -112,7 +116,7 @@ def cam(model: Classifier,
             rest = Rest(model, layer, x)
             explain = LayerGradCam(lambda h, side=None: class_scores(objective, rest(h, side)), rest.here)
             extra = None if side is None else (side,)
-            out[layer] = explain.attribute(h.requires_grad_(), target=classes, additional_forward_args=extra, relu_attributions=True)[:, 0].detach()
+            out[layer] = explain.attribute(h.requires_grad_(), target=classes, additional_forward_args=extra, relu_attributions=True)[:, 0].detach() * rest.counted(h)
     return out
 
 # %% ../nbs/42_gradcam.ipynb #09c9737e

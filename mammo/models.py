@@ -335,6 +335,15 @@ def _with_record(cfg, row, file, source):
     return spec, {'source': source, 'entry': entry, 'file': file and file.name, 'sha256': file and hash_file(file), 'input_spec_from': spec_from}
 
 # %% ../nbs/20_models.ipynb #e5945b86
+def _open_norms(model: Classifier) -> None:
+    "Scale and shift of every BatchNorm can move; what else is closed stays closed. Raises `ConfigError` where there is none."
+    norms = [m for m in model.stages.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms: raise ConfigError(f'finds no BatchNorm in {model.row.name}', 'Leave it out.', where='--norms')
+    model.frozen = 0
+    for m in norms: m.requires_grad_(True)
+    model.train(model.training)
+
+
 def make_model(cfg: ModelConfig, out_dim: int, img_size: int) -> tuple[Classifier, InputSpec, dict]:
     "A classifier with its open stages set, the input it wants, and where its weights come from."
     row, w = backbone(cfg.arch), find_weights(cfg)
@@ -346,6 +355,7 @@ def make_model(cfg: ModelConfig, out_dim: int, img_size: int) -> tuple[Classifie
     model.freeze_bn = {'yes': True, 'all': True, 'no': False}.get(cfg.freeze_bn, folded)
     record = w.record | {'input_spec': w.spec.to_dict() | {'size': img_size}, 'norms_folded': folded, 'freeze_bn': model.freeze_bn}
     model.open_layers(cfg.unfreeze_layers) if cfg.unfreeze_layers else model.open(cfg.open_stages())
+    if cfg.norms: _open_norms(model)
     if cfg.freeze_bn == 'all':
         for m in model.stages.modules():
             if isinstance(m, nn.BatchNorm2d): m.requires_grad_(False)
