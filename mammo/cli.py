@@ -315,7 +315,7 @@ def _defaults(cls: type, argv: list[str], preset: dict) -> object:  # None: thos
     if cls is ArticleConfig: return article_defaults([n for n in GIVEN if _said(argv, flag(n))])
     if 'data' not in {f.name for f in fields(cls)} or classes not in RECIPES and not _said(argv, '--preset'): return None
     own = recipe_defaults(cls, classes or 'density', _said(argv, '--arch'))
-    if cls is TrainConfig and (preset := _said(argv, '--preset')) not in ('', 'none'): own = preset_defaults(own, preset)
+    if cls is TrainConfig and (chosen := _said(argv, '--preset')) not in ('', 'none'): own = preset_defaults(own, chosen)
     return replace(own, run=replace(own.run, outdir=Path(preset['outdir']))) if 'outdir' in preset else own
 
 # %% ../nbs/63_cli.ipynb #24529905

@@ -306,7 +306,7 @@ def network_answers(study: Study, settings: dict,
                     epochs: int = 20,
                     ) -> np.ndarray:  # (N, K)
     "Out-of-fold answers of a trained network, by `train-density --cv-folds`."
-    own = unflat(TrainConfig, flat(study.cfg) | dict(img_size=224, lr=1e-3, optimizer='adamw', weight_decay=.01, epochs=epochs, n_boot=0, seed=study.seed, split_seed=study.seed, val_split=.15) | settings)
+    own = unflat(TrainConfig, flat(study.cfg) | dict(arch=film_settings(study.cfg, LADDER[-1]).model.arch, img_size=224, lr=1e-3, optimizer='adamw', weight_decay=.01, epochs=epochs, n_boot=0, seed=study.seed, split_seed=study.seed, val_split=.15) | settings)
     runs = fold_runs(study.data, own, study.folds, study.folder / f'networks/{stable_hash(settings)}-{epochs}-{study.seed}', train)
     table = out_of_fold(runs).set_index('sample_id').loc[study.rows.sample_id]
     return table[study.task.prob_columns].to_numpy(float)

@@ -62,7 +62,12 @@ def test_the_two_commands(tmp_path, mammography):
     said = json.loads((run / 'summary.json').read_text())
     assert (said['preset'], said['head']) == ('film', 'committee') and set(said['checkpoints']) == {'best_model.pth', 'final_model.pth'}
     roles = json.loads((run / 'data_manifest.json').read_text())['roles']
-    assert not {n[:6] for n in roles['train']} & {n[:6] for n in roles['val']}
+    pair = lambda name: (int(name[3:6]) + 1) // 2   # both breasts of a woman
+    assert not {pair(n) for n in roles['train']} & {pair(n) for n in roles['val']}
+    own = pd.read_csv(run / 'val_predictions.csv').set_index('sample_id')
+    done = mammography('predict', '--run', run, '--input', csv.parent / 'pgm', '--out', tmp_path / 'known.csv')
+    both = own.join(pd.read_csv(tmp_path / 'known.csv').set_index('sample_id'), rsuffix='_final')
+    assert len(both) == len(own) and (both.prob_F - both.prob_F_final).abs().max() > 1e-3   # the figures are of the model that has not seen them
     broken = run / 'final_model.pth'
     data = bytearray(broken.read_bytes())
     data[len(data) // 2] ^= 1
