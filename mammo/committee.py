@@ -233,17 +233,21 @@ class Committee(Classifier):
         if x.shape[-1] != size: x = F.interpolate(x, (size, size), mode='bilinear', antialias=True, align_corners=False)
         return x, (x[:, :1] > self.dark).float()
 
-    def trunk(self, x: Tensor) -> Tensor:
-        "Features (N, width) of model input (N, C, S, S)."
-        with torch.no_grad():
-            out, axes = 0., MIRRORS if self.mirror else MIRRORS[:1]
-            for size in self.sizes:
-                img, lit = self.seen_at(x, size)
-                turned = [torch.cat([v.flip(a) for a in axes]) for v in (img, lit)]
-                out = out + self.pool_all(*turned).unflatten(0, (len(axes), len(x))).mean(0)
-            return out / len(self.sizes)
-
     def train(self, mode: bool = True) -> 'Committee': return super().train(False)  # nothing here learns by steps
+
+# %% ../nbs/23_committee.ipynb #8c3fe88f
+def _trunk(self: Committee, x: Tensor) -> Tensor:
+    "Features (N, width) of model input (N, C, S, S)."
+    with torch.no_grad():
+        out, axes = 0., MIRRORS if self.mirror else MIRRORS[:1]
+        for size in self.sizes:
+            img, lit = self.seen_at(x, size)
+            turned = [torch.cat([v.flip(a) for a in axes]) for v in (img, lit)]
+            out = out + self.pool_all(*turned).unflatten(0, (len(axes), len(x))).mean(0)
+        return out / len(self.sizes)
+
+
+Committee.trunk = _trunk
 
 # %% ../nbs/23_committee.ipynb #53221c35
 @torch.no_grad()

@@ -10,7 +10,7 @@ __all__ = ['log', 'ONE', 'LAST', 'LADDER', 'LEVERS', 'CHANGES', 'BASELINES', 'PE
            'calibrated_answers', 'error_sentence', 'density_check', 'keep_answers', 'seeds_kept', 'expected_class',
            'looked_at']
 
-# %% ../nbs/57_film.ipynb #fb2f1b45
+# %% ../nbs/57_film.ipynb #53bff813
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,10 +40,10 @@ from .pipeline import features_of, make_learner, train
 from .runs import atomic
 from .splits import group_folds
 
-# %% ../nbs/57_film.ipynb #cb3d2edd
+# %% ../nbs/57_film.ipynb #9845403a
 log = logging.getLogger('mammo')
 
-# %% ../nbs/57_film.ipynb #db142218
+# %% ../nbs/57_film.ipynb #79fd0680
 @dataclass(frozen=True)
 class Rung:
     "One row: what differs from the preset."
@@ -76,7 +76,7 @@ def film_settings(cfg: TrainConfig, rung: Rung) -> TrainConfig:
     "The preset's settings with what a rung changes."
     return unflat(TrainConfig, flat(preset_defaults(cfg, 'film')) | rung.settings)
 
-# %% ../nbs/57_film.ipynb #0e197dad
+# %% ../nbs/57_film.ipynb #65129310
 def without_muscle(squares: np.ndarray) -> np.ndarray:
     "The pectoral muscle black where its line is clear, as the descriptors leave it out."
     return np.stack([np.where(breast_region(s, 'MLO')[0] | ~_lit(s), s, 0).astype(s.dtype) for s in squares])
@@ -97,10 +97,10 @@ def clahe(squares: np.ndarray) -> np.ndarray:
 
 CHANGES = {'': lambda squares: squares, 'muscle': without_muscle, 'matched': matched, 'clahe': clahe}
 
-# %% ../nbs/57_film.ipynb #88ca4c62
+# %% ../nbs/57_film.ipynb #b117fed3
 def _lit(square: np.ndarray) -> np.ndarray: return square > 0
 
-# %% ../nbs/57_film.ipynb #c67ae265
+# %% ../nbs/57_film.ipynb #8671af37
 @dataclass
 class Study:
     "Images, rows and kept features; `seed` deals the folds and grows the trees."
@@ -139,7 +139,7 @@ class Study:
         for i, (_, test) in enumerate(self.parts()): out[test] = i
         return out
 
-# %% ../nbs/57_film.ipynb #46d6f6e1
+# %% ../nbs/57_film.ipynb #1352f57d
 def remembered(study: Study, what: list, make: Callable[[], np.ndarray]) -> np.ndarray:
     "An array from the study's folder; made where it is not there."
     path = study.folder / 'features' / f'{stable_hash([what, study.rows.file_hash.tolist()])}.npy'
@@ -169,7 +169,7 @@ def descriptor_rows(study: Study) -> np.ndarray:  # (N, 140) float32
     "The descriptors of every image, NaN where it cannot be described."
     return remembered(study, ['descriptors', film_settings(study.cfg, LADDER[-1]).image.img_size], lambda: describe_all(study.material().pixels, study.rows['view'].tolist())[0])
 
-# %% ../nbs/57_film.ipynb #1a6f2b43
+# %% ../nbs/57_film.ipynb #7f8a2926
 def member_answers(features: np.ndarray, side: np.ndarray | None, target: np.ndarray, train: np.ndarray, test: np.ndarray, k: int, seed: int, members: Sequence[str], c: float, trees: int,
                    ) -> dict[str, np.ndarray]:  # Member → (n, K) probabilities
     "What each member, fitted on some rows, says of others."
@@ -195,14 +195,14 @@ def rung_answers(study: Study, rung: Rung) -> np.ndarray:  # (N, K) probabilitie
         out[test] = np.mean(list(each.values()), 0)
     return out / out.sum(1, keepdims=True)
 
-# %% ../nbs/57_film.ipynb #4c229603
+# %% ../nbs/57_film.ipynb #5ed9c589
 def _above(x: np.ndarray, above: np.ndarray, new: np.ndarray, c: float) -> np.ndarray:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline as pipeline
     from sklearn.preprocessing import StandardScaler
     return pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000)).fit(x, above).predict_proba(new)[:, 1]
 
-# %% ../nbs/57_film.ipynb #993f8823
+# %% ../nbs/57_film.ipynb #d0dd3bf6
 BASELINES = (Method(('descriptors',), EXTRA), Method(('embeddings',), LINEAR), Method(('embeddings', 'descriptors'), LINEAR), Method(('embeddings', 'descriptors'), EXTRA))
 
 
@@ -225,7 +225,7 @@ def baseline_answers(study: Study, method: Method) -> np.ndarray:  # (N, K)
     for train_at, test in study.parts(): out[test] = scores_of(make_pipeline(method, study.seed).fit(x[train_at], study.target[train_at]), x[test], study.task.k)
     return out
 
-# %% ../nbs/57_film.ipynb #e9bb3633
+# %% ../nbs/57_film.ipynb #466673f6
 PENALTIES = (1.25e-4, 5e-4, 2e-3, 8e-3)
 WHO = (('line',), ('forest',), ('line', 'forest'))
 
@@ -266,7 +266,7 @@ def nested_answers(study: Study, rungs: Sequence[Rung]) -> tuple[dict[str, np.nd
             chosen.append({'by': by, 'fold': i + 1, 'features': rungs[n].name, 'penalty C': c, 'who answers': ' and '.join(who), 'inside': round(scored[n, c, who][by], 3), 'patients to choose on': study.rows.patient_key.iloc[train_at].nunique()})
     return out, pd.DataFrame(chosen).sort_values(['by', 'fold'], kind='stable', ignore_index=True)
 
-# %% ../nbs/57_film.ipynb #72183b40
+# %% ../nbs/57_film.ipynb #3366eff8
 SHOWN = ('accuracy', 'kappa_quadratic', 'auroc_macro')
 
 
@@ -297,7 +297,7 @@ def ladder_rows(image: dict[str, np.ndarray], exam: dict[str, np.ndarray],
     gain = lambda a, b, f: '' if a == b or not b else '{:+.3f} ({})'.format(*[(d := difference(image[a][:, (i := FIGURES.index(f))], image[b][:, i]))['difference'], between(d['interval'])])
     return [[n, *figures_of(image[n]), decimals(exam[n][0, FIGURES.index('kappa_quadratic')]), gain(n, b, 'kappa_quadratic'), gain(n, b, 'auroc_macro')] for n, b in zip(image, others)]
 
-# %% ../nbs/57_film.ipynb #80a96934
+# %% ../nbs/57_film.ipynb #ac132e6d
 MOVING = {'last block trained': dict(unfreeze_last_block=True), 'last block, label smoothing': dict(unfreeze_last_block=True, loss='label_smoothing'), 'last block, ordinal': dict(unfreeze_last_block=True, loss='ordinal'),
           'last block and descriptors': dict(unfreeze_last_block=True, descriptors=True), 'everything trained': dict()}
 
@@ -311,7 +311,7 @@ def network_answers(study: Study, settings: dict,
     table = out_of_fold(runs).set_index('sample_id').loc[study.rows.sample_id]
     return table[study.task.prob_columns].to_numpy(float)
 
-# %% ../nbs/57_film.ipynb #ddc9da44
+# %% ../nbs/57_film.ipynb #1d655f03
 def calibrated_answers(study: Study, rung: Rung = LADDER[-1], alpha: float = .1) -> tuple[np.ndarray, np.ndarray, list[float]]:
     "Tempered probabilities (N, K) and sets (N, K) bool of every image out of fold, and the temperature of each fold."
     m, x, raw = film_settings(study.cfg, rung).model, rung_features(study, rung), rung_answers(study, rung)
@@ -325,7 +325,7 @@ def calibrated_answers(study: Study, rung: Rung = LADDER[-1], alpha: float = .1)
         sets[test] = prediction_sets(fit_conformal(study.task, study.target[train_at], inner, rows.patient_key, alpha), raw[test])
     return probs, sets, temperatures
 
-# %% ../nbs/57_film.ipynb #15563323
+# %% ../nbs/57_film.ipynb #5834e645
 def error_sentence(task: Task, target: np.ndarray, probs: np.ndarray, patients: np.ndarray, density: np.ndarray) -> str:
     "How many answers are wrong, how far, between which classes, on both sides of a patient, and what the estimate of dense tissue says of them."
     said = probs.argmax(1)
@@ -340,7 +340,7 @@ def error_sentence(task: Task, target: np.ndarray, probs: np.ndarray, patients: 
             f'The probability of the answer is {sure[0]:.2f} on average where it is wrong and {sure[1]:.2f} where it is right. In {(z > 0).sum()} of {wrong.sum()} the estimate of dense tissue differs from the median of the true class in the direction of the answer given: '
             + ('these breasts look like the class that was said.' if (z > 0).mean() > .6 else 'their amount of dense tissue does not explain the errors.'))
 
-# %% ../nbs/57_film.ipynb #53350c03
+# %% ../nbs/57_film.ipynb #64e4eefb
 def density_check(n: int = 64, seed: int = 100, n_boot: int = 1000, rows: int = 400, columns: int = 320) -> tuple[pd.DataFrame, dict]:
     "Known and estimated percentage of n phantoms, both views; and rank correlation and mean error with 95 % intervals."
     from scipy.stats import spearmanr
@@ -355,7 +355,7 @@ def density_check(n: int = 64, seed: int = 100, n_boot: int = 1000, rows: int = 
     off = np.array([(t.estimate - t.known).to_numpy()[a].mean() for a in at])
     return t, {'n': n, 'rho': float(rho[0]), 'rho_interval': interval(rho), 'mean_error': float(off[0]), 'mean_error_interval': interval(off)}
 
-# %% ../nbs/57_film.ipynb #7ce5719c
+# %% ../nbs/57_film.ipynb #a4b4d63d
 def keep_answers(study: Study, answers: dict[str, np.ndarray]) -> Path:
     "Answers of one seed as a file."
     path = study.folder / f'answers-seed{study.seed}.npz'
@@ -373,7 +373,7 @@ def seeds_kept(study: Study, names: Sequence[str]) -> tuple[dict[str, list[np.nd
             folds.append(kept['fold']), seeds.append(int(path.stem.removeprefix('answers-seed')))
     return answers, folds, seeds
 
-# %% ../nbs/57_film.ipynb #4cb5c570
+# %% ../nbs/57_film.ipynb #443ede5a
 def expected_class(table: pd.DataFrame, labels: Sequence[str]) -> np.ndarray:
     "Mean class number of each answered row of a table of predictions, 0 for the first class."
     return table[[f'prob_{l}' for l in labels]].to_numpy(float) @ np.arange(len(labels))
@@ -385,4 +385,5 @@ def looked_at(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
     rows = pd.DataFrame({'image': ok.sample_id, 'answer': ok.pred_label, **{l: ok[f'prob_{l}'].astype(float).round(2) for l in labels}, 'expected class': expected_class(ok, labels).round(2),
                          'percent density': ok.percent_density.astype(float).round(1), 'unlike the training images': np.where(ok.unlike_training.fillna('') != '', 'yes', 'no')}).sort_values('expected class', ignore_index=True)
     bad = table[table.status != 'ok']
-    return pd.concat([rows, pd.DataFrame({'image': bad.path.map(lambda p: Path(str(p)).name), 'answer': 'refused: ' + bad.reason.astype(str)})], ignore_index=True).fillna('')
+    refused = pd.DataFrame({'image': bad.path.map(lambda p: Path(str(p)).name), 'answer': 'refused: ' + bad.reason.astype(str)})
+    return pd.concat([rows.astype(object), refused.astype(object)], ignore_index=True).fillna('')

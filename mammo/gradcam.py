@@ -67,7 +67,7 @@ class Rest:
         for s in model.stages[self.start:]: h = s(h)
         return model.answer(model.pool(h if self.start > len(model.stages) else model.act(h)), side)
 
-
+# %% ../nbs/42_gradcam.ipynb #a11b6558
 def maps_at(model: Classifier,
             x: Tensor,               # (N, C, S, S) model input
             layers: Sequence[str],

@@ -160,8 +160,7 @@ def gather(data: DataSet,
     data = chosen(data, cfg.data)
     c, workers = cfg.data, None if cfg.run.num_workers < 0 else cfg.run.num_workers
     pixels = open_pixels(data.manifest, prep_of(cfg.image), cfg.image.cache_mode, cache_folder(cfg), workers, c.keep, read_options(cfg).limits, engine=cfg.run.engine, ray_address=cfg.run.ray_address)
-    frame = pixels.report.frame
-    summary = pixels.report.summary()
+    frame, summary = pixels.report.frame, pixels.report.summary()
     if run: run.write_json('manifest', manifest_record(data) | {'ingest': summary, 'refused': frame[~frame.ok][['sample_id', 'reason', 'detail']].to_dict('records')})
     log.info('%d images, %d readable, %d decoded, %d from the store', len(frame), frame.ok.sum(), summary['decoded'], summary['from_store'])
     kept = select_readable(data, frame, c.min_readable, bool(needed))
@@ -172,8 +171,7 @@ def gather(data: DataSet,
     proof = split_proof(manifest) if data.task else {}
     material = Material(DataSet(kept.name, kept.task, manifest, kept.audit), pixels.take(frame.ok.to_numpy(bool)), proof, summary)
     if table or described:
-        rows = table and _rows(table, manifest, cfg.model.missing_embeddings, summary)
-        material.assumed_view = only_view(manifest)
+        rows, material.assumed_view = table and _rows(table, manifest, cfg.model.missing_embeddings, summary), only_view(manifest)
         material.side = side_of(material.pixels, manifest, table, rows, {'assumed_view': material.assumed_view} if described else None, workers)
     if run: _record(run, material)
     return material

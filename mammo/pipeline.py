@@ -81,7 +81,7 @@ def _made(cfg: TrainConfig, objective: Objective) -> tuple[Classifier, InputSpec
     if cfg.run.devices * cfg.run.num_nodes > 1: raise ConfigError('share each batch, and a committee is fitted by one process', 'Leave it out, or use --head linear.', where='--devices')
     return make_committee(cfg.model, objective.out_dim, cfg.image.img_size)
 
-
+# %% ../nbs/34_pipeline.ipynb #c09dea8b
 def make_learner(material: Material, cfg: TrainConfig) -> tuple[Learner, dict]:
     "A fresh learner for these training images, and the record of its weights. The seed decides every initial weight."
     task, (images, rows) = material.data.task, material.part('train')

@@ -49,15 +49,13 @@ def test_the_two_commands(tmp_path, mammography):
     csv, new = films(tmp_path / 'known'), films(tmp_path / 'new', 4, 201).parent / 'pgm'
     (new / 'letter.pgm').write_text('no picture')
     done = mammography('train-density', '--dataset', 'mini-mias', '--csv', csv, '--outdir', tmp_path / 'run', '--preset', 'film', '--seed', 42, '--weights', 'none', '--img-size', 128, '--sizes', 64, '--trees', 40, '--n-boot', 50)
-    assert done.returncode == 0, done.stderr
     assert 'Held out' in done.stdout
     run = tmp_path / 'run/results'
     done = mammography('predict', '--run', run, '--input', new, '--out', tmp_path / 'predictions.csv')
-    assert done.returncode == 0, done.stderr
     t = pd.read_csv(tmp_path / 'predictions.csv')
     ok = t[t.status == 'ok']
     assert {'sample_id', 'pred_label', 'prob_F', 'prob_G', 'prob_D', 'percent_density', 'reason'} <= set(t) and ok.sample_id.tolist() == [f'mdb{i}' for i in range(201, 209)]
-    assert np.allclose(ok[['prob_F', 'prob_G', 'prob_D']].sum(1), 1) and set(ok.pred_label) <= set('FGD')
+    assert np.allclose(ok[['prob_F', 'prob_G', 'prob_D']].sum(axis=1), 1) and set(ok.pred_label) <= set('FGD')
     assert t[t.status == 'refused'].reason.tolist() == ['unreadable']
     said = json.loads((run / 'summary.json').read_text())
     assert (said['preset'], said['head']) == ('film', 'committee') and set(said['checkpoints']) == {'best_model.pth', 'final_model.pth'}
@@ -66,13 +64,13 @@ def test_the_two_commands(tmp_path, mammography):
     assert not {pair(n) for n in roles['train']} & {pair(n) for n in roles['val']}
     own = pd.read_csv(run / 'val_predictions.csv').set_index('sample_id')
     done = mammography('predict', '--run', run, '--input', csv.parent / 'pgm', '--out', tmp_path / 'known.csv')
-    both = own.join(pd.read_csv(tmp_path / 'known.csv').set_index('sample_id'), rsuffix='_final')
+    both = own.merge(pd.read_csv(tmp_path / 'known.csv').set_index('sample_id'), left_index=True, right_index=True, suffixes=('', '_final'))
     assert len(both) == len(own) and (both.prob_F - both.prob_F_final).abs().max() > 1e-3   # the figures are of the model that has not seen them
     broken = run / 'final_model.pth'
     data = bytearray(broken.read_bytes())
     data[len(data) // 2] ^= 1
     broken.write_bytes(bytes(data))
-    assert 'SHA-256' in mammography('predict', '--run', run, '--input', new, '--out', tmp_path / 'again.csv').stderr
+    assert 'SHA-256' in mammography('predict', '--run', run, '--input', new, '--out', tmp_path / 'again.csv', check=False).stderr
 
 
 @pytest.mark.slow
@@ -80,9 +78,7 @@ def test_the_two_commands(tmp_path, mammography):
 def test_mini_mias_within_the_time_that_is_promised(tmp_path, mammography):
     start = time.monotonic()
     done = mammography('train-density', '--dataset', 'mini-mias', '--csv', FILM / 'density.csv', '--outdir', tmp_path / 'run', '--preset', 'film', '--seed', 42, '--weights', WEIGHTS)
-    assert done.returncode == 0, done.stderr
     done = mammography('predict', '--run', tmp_path / 'run/results', '--input', FILM / 'pgm', '--out', tmp_path / 'predictions.csv')
-    assert done.returncode == 0, done.stderr
     assert time.monotonic() - start < 1200
     metrics = json.loads((tmp_path / 'run/results/metrics/val_metrics.json').read_text())
     assert metrics['n'] == 32 and metrics['kappa_quadratic'] > .5   # 16 patients: a floor, no claim
