@@ -139,7 +139,7 @@ def fit_committee(learner: Learner, material: Material, run: RunDir, cfg: TrainC
     if probs is not None: run.write_json('calibration', calibrate(task, learner.objective, Answers(probs, features['train'], target['train'], float('nan')), rows) | {'from': 'training patients, out of fold'})
     return progress
 
-
+# %% ../nbs/34_pipeline.ipynb #3cedb2f6
 def features_of(learner: Learner, images: Images, batch_size: int, desc: str = '') -> np.ndarray:  # (N, width) float32
     "Pooled features of all images, in evaluation mode."
     with torch.inference_mode(): return torch.cat([learner.features(x).cpu() for x, _, _ in tqdm(make_loader(images, batch_size), desc=desc, delay=2, leave=False)]).numpy()
