@@ -78,7 +78,6 @@ def _made(cfg: TrainConfig, objective: Objective) -> tuple[Classifier, InputSpec
     "The model of the settings, its input, and the record of its weights. Raises `ConfigError` for an objective that a committee has no answer to."
     if cfg.model.head != 'committee': return make_model(cfg.model, objective.out_dim, cfg.image.img_size)
     if objective.name != 'cross_entropy': raise ConfigError(f'is for classes that exclude each other, and the objective is {objective.name}', 'Use --head linear, or leave --loss out.', where='--head committee')
-    if cfg.run.devices * cfg.run.num_nodes > 1: raise ConfigError('share each batch, and a committee is fitted by one process', 'Leave it out, or use --head linear.', where='--devices')
     return make_committee(cfg.model, objective.out_dim, cfg.image.img_size)
 
 # %% ../nbs/34_pipeline.ipynb #c09dea8b
@@ -98,8 +97,9 @@ def make_learner(material: Material, cfg: TrainConfig) -> tuple[Learner, dict]:
 # %% ../nbs/34_pipeline.ipynb #07428d26
 def check(cfg: TrainConfig, task: Task) -> FeatureTable | None:  # The table for fusion
     "Tells a mistake before an hour of decoding: weights, stages, class weights, the activation cache, the table of features."
-    fabric_of(cfg.run)
+    if cfg.model.head == 'committee' and cfg.run.devices * cfg.run.num_nodes > 1: raise ConfigError('share each batch, and a committee is fitted by one process', 'Leave it out, or use --head linear.', where='--devices')
     if cfg.model.head == 'committee' and (cfg.optim.phases or cfg.optim.high_res): raise ConfigError('is fitted once and has no phases', 'Leave out --phases and --high-res.', where='--head committee')
+    fabric_of(cfg.run)
     for name, own in phase_configs(cfg) or [('', cfg)]:
         if own.optim.class_weights != 'auto': class_weights(own.optim.class_weights, pd.DataFrame(), task)
         objective = objective_for(task, own.optim.loss)
