@@ -36,7 +36,7 @@ def test_pca_needs_neither_umap_nor_pictures():
     assert not {'umap', 'numba', 'matplotlib', 'torch'} & set(loaded)
 
 
-@pytest.mark.parametrize('name', ['pca', 'tsne', 'umap'])
+@pytest.mark.parametrize('name', ['pca', 'tsne', pytest.param('umap', marks=pytest.mark.slow)])  # umap compiles for 25 s in each process
 def test_another_process_makes_the_same_map_and_no_noise(name):
     x = np.random.default_rng(0).normal(size=(40, 70)).astype('float32')
     code = ("import sys, hashlib, numpy as np\nfrom mammo.projections import project\nx = np.random.default_rng(0).normal(size=(40, 70)).astype('float32')\n"
