@@ -46,7 +46,7 @@ class Forest(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tree = torch.arange(len(self.feature), device=x.device)
-        at = torch.zeros(len(x), len(self.feature), dtype=torch.int64, device=x.device)
+        at = torch.zeros(x.shape[0], len(self.feature), dtype=torch.int64, device=x.device)
         for _ in range(self.depth):
             low = x.gather(1, self.feature[tree, at]) <= self.threshold[tree, at]
             at = torch.where(low, self.left[tree, at], self.right[tree, at])
@@ -96,7 +96,7 @@ class CommitteeHead(nn.Module):
     def whole(self, features: Tensor, side: Tensor | None) -> Tensor:
         "What the forest sees."
         if not self.dim: return self.here(features)
-        if side is None: side = self.side_mean.expand(len(features), -1)
+        if side is None: side = self.side_mean.expand(features.shape[0], -1)
         return self.here(torch.cat([features, torch.where(side.isnan(), self.side_mean, side)], 1))
 
     def here(self, x: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ class Committee(Classifier):
 
     def pool_all(self, x: Tensor, lit: Tensor, start: int = 0) -> Tensor:  # (N, width)
         "Pooled features of maps that stand in front of stage `start`; taps before it count as zero."
-        out = [x.new_zeros(len(x), w) for t, w in zip(self.taps, self.widths) if t < start]
+        out = [x.new_zeros(x.shape[0], w) for t, w in zip(self.taps, self.widths) if t < start]
         if start - 1 in self.taps: out[-1] = pool_lit(x, lit)
         for i, s in enumerate(self.stages[start:], start):
             x = s(x)
@@ -243,7 +243,7 @@ def _trunk(self: Committee, x: Tensor) -> Tensor:
         for size in self.sizes:
             img, lit = self.seen_at(x, size)
             turned = [torch.cat([v.flip(a) for a in axes]) for v in (img, lit)]
-            out = out + self.pool_all(*turned).unflatten(0, (len(axes), len(x))).mean(0)
+            out = out + self.pool_all(*turned).unflatten(0, (len(axes), -1)).mean(0)
         return out / len(self.sizes)
 
 

@@ -83,3 +83,11 @@ def test_mini_mias_within_the_time_that_is_promised(tmp_path, mammography):
     metrics = json.loads((tmp_path / 'run/results/metrics/val_metrics.json').read_text())
     assert metrics['n'] == 32 and metrics['kappa_quadratic'] > .5   # 16 patients: a floor, no claim
     assert len(pd.read_csv(tmp_path / 'predictions.csv')) == 162
+
+
+@pytest.mark.slow
+def test_onnx_of_a_committee_for_any_number_of_images(tmp_path, mammography):
+    pytest.importorskip('onnxruntime')
+    mammography('train-density', '--dataset', 'mini-mias', '--csv', films(tmp_path), '--outdir', tmp_path / 'run', '--preset', 'film', '--weights', 'none', '--img-size', 128, '--sizes', 64, 96, '--trees', 40, '--n-boot', 0)
+    done = mammography('export', '--run', tmp_path / 'run/results', '--out', tmp_path / 'model.onnx', '--format', 'onnx')
+    assert float(done.stdout.split()[-1]) < 1e-4   # five images, traced with two
