@@ -86,8 +86,9 @@ def test_mini_mias_within_the_time_that_is_promised(tmp_path, mammography):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not WEIGHTS.exists(), reason='the weights are not at ../shared/weights')
 def test_onnx_of_a_committee_for_any_number_of_images(tmp_path, mammography):
     pytest.importorskip('onnxruntime')
-    mammography('train-density', '--dataset', 'mini-mias', '--csv', films(tmp_path), '--outdir', tmp_path / 'run', '--preset', 'film', '--weights', 'none', '--img-size', 128, '--sizes', 64, 96, '--trees', 40, '--n-boot', 0)
+    mammography('train-density', '--dataset', 'mini-mias', '--csv', films(tmp_path), '--outdir', tmp_path / 'run', '--preset', 'film', '--weights', WEIGHTS, '--img-size', 128, '--sizes', 64, 96, '--trees', 40, '--n-boot', 0)
     done = mammography('export', '--run', tmp_path / 'run/results', '--out', tmp_path / 'model.onnx', '--format', 'onnx')
     assert float(done.stdout.split()[-1]) < 1e-4   # five images, traced with two
