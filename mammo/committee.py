@@ -163,6 +163,7 @@ def adapt_head(head: CommitteeHead,
                ) -> CommitteeHead:
     "A copy with the normalisation of the new site and, from its labels, a gain and a shift for each class."
     out, n = deepcopy(head), len(features)
+    out.gain.fill_(1.), out.shift.zero_()   # of a head that was adapted before
     x = features if side is None else np.concatenate([features, np.where(np.isnan(side), head.side_mean.numpy(), side)], 1)
     mean, scale = (torch.cat(v).numpy() for v in ((head.mean, head.side_mean), (head.scale, head.side_scale)))
     w, old = n / (n + enough), np.where(scale > 0, 1 / np.maximum(scale, 1e-12), 0)
@@ -209,7 +210,6 @@ class Committee(Classifier):
         if not taps or list(taps) != sorted(set(taps)) or not 0 <= taps[0] <= taps[-1] < len(self.stages):
             raise ConfigError(f'is {" ".join(map(str, taps))}, and {row.name} has the stages 0 to {len(self.stages) - 1}', 'Give some of them, rising.', where='--pool-stages')
         self.stages, self.taps, self.sizes, self.mirror, self.dark = self.stages[:taps[-1] + 1], tuple(taps), tuple(sizes), mirror, dark
-        self.k = k
         self.open(0)
         self.widths = _widths(self)
         self.width = sum(self.widths)

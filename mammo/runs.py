@@ -109,7 +109,7 @@ FILES = dict(config='config.json', summary='summary.json', history='train_histor
              subgroups='metrics/{role}_subgroups.csv', worst_errors='metrics/{role}_worst_errors.csv', probes='metrics/probes.json', learning_curve='learning_curve.csv', curve_runs='learning_curve', abstention='metrics/{role}_abstention.csv', evidence='evidence.json', evidence_report='evidence.md',
              answers='predictions.csv', descriptors='descriptors.csv', calibration='calibration.json', member='view_{role}', cv_summary='cv_summary.json',
              seeds='seeds.json', seeds_table='seeds.csv', seeds_report='seeds.md', validation='validation.json', validation_report='validation.md', validation_predictions='validation_predictions.csv',
-             per_vendor='per_vendor.csv', adaptation='adaptation.json', card='model_card.md',
+             per_vendor='per_vendor.csv', adaptation='adaptation.json', kept_array='features/{role}.npy', network='networks/{role}', film_answers='answers-seed{role}.npz', card='model_card.md',
              ensemble='ensemble.json', ensemble_report='ensemble.md', ensemble_table='ensemble_table.csv', submission='ensemble_submission.csv',
              heat='gradcam/{role}.json', heat_report='gradcam/{role}.md', heat_examples='gradcam/{role}_examples.csv', heat_figures='gradcam/{role}_maps.csv', heat_agreement='gradcam/{role}_agreement.csv',
              heat_review='gradcam/{role}_review.csv', heat_audit='gradcam/{role}_audit.csv', manifest_of_export='export.json', environment='environment.json', hashes='SHA256SUMS',
